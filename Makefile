@@ -1,0 +1,36 @@
+# make demo    everything from nothing: environment, synthetic images, source task, transfer, results
+# make test    everything from nothing: environment, then the tests
+# make check   formatting, lint, types, import rules
+# make format  rewrite the code as `make check` wants it
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test check format
+.DEFAULT_GOAL := install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 1; }
+	@echo "installing medxfer and what it needs into $(VENV) (several GB the first time, a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python -m medxfer.demo
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

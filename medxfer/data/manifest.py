@@ -1,0 +1,343 @@
+"""A CSV or a folder of class folders → one validated row per image. No image is opened here."""
+
+import difflib
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medxfer.data.reading import find_images
+from medxfer.errors import DataError, listed
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""How tables and folders spell the three splits."""
+
+LABEL_VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan}
+"""What a multilabel column may hold."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One row per image.
+
+    Attributes:
+        paths: as the table writes them.
+        files: where they are.
+        targets: int64 (N,) index into `class_names`, or float32 (N, K) of 1, 0 and NaN (unknown) in multilabel.
+        class_names: in binary the last is the positive class.
+        task: binary, multiclass or multilabel.
+        patients: (N,) texts, or None.
+        splits: (N,) train, val or test as given, or None.
+    """
+
+    paths: tuple[str, ...]
+    files: tuple[Path, ...]
+    targets: np.ndarray
+    class_names: tuple[str, ...]
+    task: str
+    patients: np.ndarray | None
+    splits: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes or labels."""
+        return len(self.class_names)
+
+    def groups(self) -> np.ndarray:
+        """Return what belongs together: patients, or each image by itself, (N,)."""
+        return self.patients if self.patients is not None else np.asarray(self.paths)
+
+    def subset(self, rows: np.ndarray) -> "Manifest":
+        """Return some of the rows."""
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            files=tuple(self.files[row] for row in rows),
+            targets=self.targets[rows],
+            patients=self.patients[rows] if self.patients is not None else None,
+            splits=self.splits[rows] if self.splits is not None else None,
+        )
+
+    def label_text(self, row: int) -> str:
+        """Return a row's class, or the names of its positive labels, as text."""
+        if self.task != "multilabel":
+            return self.class_names[int(self.targets[row])]
+        positive = [name for name, value in zip(self.class_names, self.targets[row], strict=True) if value == 1]
+        return ", ".join(positive) or "none"
+
+    def digest(self) -> str:
+        """Return a SHA-256 over paths, targets, classes and patients; not over the images."""
+        digest = hashlib.sha256("\x1f".join(self.class_names).encode())
+        patients = self.patients if self.patients is not None else [""] * len(self)
+        for path, target, patient in zip(self.paths, self.targets.tolist(), patients, strict=True):
+            digest.update(f"\x1e{path}\x1f{target}\x1f{patient}".encode())
+        return digest.hexdigest()
+
+
+def read_manifest(
+    source: Path,
+    *,
+    image_root: Path | None = None,
+    path_column: str = "path",
+    label_columns: Sequence[str] = ("label",),
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    task: str = "auto",
+    class_names: Sequence[str] | None = None,
+    use_splits: bool = True,
+    allow_outside_root: bool = False,
+) -> Manifest:
+    """Read and validate a table or a folder.
+
+    Args:
+        source: a CSV (comma, semicolon or tab), or a folder with one sub-folder per class, or with train, val and test
+            folders of class folders.
+        image_root: what the paths of a CSV are relative to; None: the CSV's folder.
+        path_column: column of the paths.
+        label_columns: one column of class names, or several of 1, 0 and blank.
+        patient_column: None: `patient_id` if there is one.
+        split_column: None: `split` if there is one.
+        task: auto, binary, multiclass or multilabel.
+        class_names: their order; None: sorted. All of them need not occur.
+        use_splits: False: a split in the source is ignored.
+        allow_outside_root: allow paths that leave the image root.
+
+    Raises:
+        DataError: with everything that is wrong.
+    """
+    if source.is_dir():
+        table = _folder_table(source)
+        image_root, path_column, label_columns = source, "path", ["label"]
+    elif source.is_file():
+        table = _read_table(source)
+    else:
+        raise DataError(f"data.source must be a CSV or a folder of class folders; there is no {source}")
+    reader = _Reader(table, source, image_root or source.parent, allow_outside_root)
+    patient_column = patient_column or ("patient_id" if "patient_id" in table else None)
+    split_column = (split_column or ("split" if "split" in table else None)) if use_splits else None
+    named = [path_column, *label_columns, *(c for c in (patient_column, split_column) if c)]
+    if reader.columns_exist(named):
+        paths, files = reader.paths(path_column)
+        targets, names, found_task = reader.labels(list(label_columns), task, class_names)
+        patients = reader.patients(patient_column)
+        splits = reader.splits(split_column, patients, targets, names, found_task)
+        reader.finish()
+        return Manifest(paths, files, targets, names, found_task, patients, splits)
+    reader.finish()
+    raise AssertionError("a missing column is a fault")
+
+
+def _read_table(source: Path) -> pd.DataFrame:
+    try:
+        text = source.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"the table {source} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the table {source} must be UTF-8 text; save it as CSV UTF-8: {error}") from error
+    if not text.strip():
+        raise DataError(f"the table {source} is empty; it needs a header and one row per image")
+    header = text.lstrip("\r\n").splitlines()[0]
+    delimiter = max(",;\t", key=header.count)
+    try:
+        table = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except (pd.errors.ParserError, ValueError) as error:
+        raise DataError(f"the table {source} is not a CSV: {' '.join(str(error).split())}") from error
+    if table.empty:
+        raise DataError(f"the table {source} has a header but no rows")
+    table.columns = [str(column).strip() for column in table.columns]
+    return pd.DataFrame({column: table[column].str.strip() for column in table.columns})
+
+
+def _folder_table(source: Path) -> pd.DataFrame:
+    """List class folders, or class folders in split folders, as a table."""
+    folders = [f for f in sorted(source.iterdir()) if f.is_dir() and not f.name.startswith(".")]
+    rows = []
+    given = len(folders) > 1 and all(f.name.lower() in SPLIT_NAMES for f in folders)
+    for outer in folders:
+        inner = [f for f in sorted(outer.iterdir()) if f.is_dir() and not f.name.startswith(".")] if given else [outer]
+        for folder in inner:
+            for path in find_images(folder):
+                row = {"path": str(path.relative_to(source)), "label": folder.name}
+                rows.append({**row, "split": outer.name.lower()} if given else row)
+    if not rows:
+        raise DataError(
+            f"the folder {source} must hold one sub-folder per class with images in it (PNG, JPEG, TIFF, BMP, WebP, "
+            f"DICOM), found {len(folders)} sub-folders and no image"
+        )
+    return pd.DataFrame(rows)
+
+
+class _Reader:
+    """Reads a table column by column and collects what is wrong."""
+
+    def __init__(self, table: pd.DataFrame, source: Path, root: Path, allow_outside_root: bool) -> None:
+        self.table = table
+        self.source = source
+        self.root = root
+        self.allow_outside_root = allow_outside_root
+        self.faults: list[str] = []
+
+    def finish(self) -> None:
+        if self.faults:
+            raise DataError(listed(f"{self.source} cannot be used:", self.faults))
+
+    def columns_exist(self, names: Sequence[str]) -> bool:
+        missing = [name for name in names if name not in self.table]
+        for name in missing:
+            near = difflib.get_close_matches(name, [str(c) for c in self.table.columns], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            found = ", ".join(repr(str(c)) for c in self.table.columns[:20])
+            self.faults.append(f"there is no column {name!r}{hint} Its columns are {found}")
+        return not missing
+
+    def paths(self, column: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+        paths = tuple(self.table[column])
+        root = self.root.resolve()
+        files, missing, outside = [], [], []
+        seen: dict[Path, int] = {}
+        for row, path in enumerate(paths):
+            if not path or "\0" in path:
+                self.faults.append(
+                    f"{_line(row)}: the path is empty" if not path else f"{_line(row)}: the path holds NUL"
+                )
+                continue
+            try:
+                file = (root / path).resolve()
+            except (OSError, RuntimeError):  # a name that is too long, or a loop of links
+                missing.append(f"{_line(row)}: {path}")
+                continue
+            if not self.allow_outside_root and not file.is_relative_to(root):
+                outside.append(f"{_line(row)}: {path}")
+            elif not file.is_file():
+                missing.append(f"{_line(row)}: {path}")
+            elif file in seen:
+                self.faults.append(f"{_line(row)}: {path} is the same image as {_line(seen[file])}")
+            seen.setdefault(file, row)
+            files.append(file)
+        self._count("images leave the image folder, which is not allowed", outside)
+        self._count(f"images do not exist below {self.root} (see data.image_root)", missing)
+        return paths, tuple(files)
+
+    def _count(self, text: str, rows: list[str]) -> None:
+        if rows:
+            more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+            self.faults.append(f"{len(rows)} of {len(self.table)} {text}: {'; '.join(rows[:3])}{more}")
+
+    def labels(
+        self, columns: list[str], task: str, class_names: Sequence[str] | None
+    ) -> tuple[np.ndarray, tuple[str, ...], str]:
+        several = len(columns) > 1 or task == "multilabel"
+        if several and task in ("binary", "multiclass"):
+            self.faults.append(f"data.task is {task}, but {len(columns)} label columns mean multilabel")
+        return self._several(columns, class_names) if several else self._single(columns[0], task, class_names)
+
+    def _single(
+        self, column: str, task: str, class_names: Sequence[str] | None
+    ) -> tuple[np.ndarray, tuple[str, ...], str]:
+        labels = list(self.table[column])
+        self._count(f"rows have no {column}", [_line(row) for row, label in enumerate(labels) if not label])
+        found = sorted({label for label in labels if label})
+        names = tuple(class_names) if class_names is not None else tuple(found)
+        unknown = [label for label in found if label not in names]
+        if unknown:
+            counts = Counter(labels)
+            rows = ", ".join(f"{label!r} ({counts[label]} rows)" for label in unknown[:10])
+            self.faults.append(f"the classes are {', '.join(map(repr, names))}, but {column} also holds {rows}")
+        if len(names) < 2:
+            self.faults.append(
+                f"at least two classes are needed, found {', '.join(map(repr, names)) or 'none'} in {column}"
+            )
+        if len(names) > 100 and class_names is None:
+            self.faults.append(f"{column} holds {len(names)} different values: is it the column of classes?")
+        found_task = "binary" if len(names) == 2 else "multiclass"
+        if task not in ("auto", found_task):
+            self.faults.append(f"data.task is {task}, but there are {len(names)} classes")
+        index = {name: i for i, name in enumerate(names)}
+        return np.array([index.get(label, 0) for label in labels], dtype=np.int64), names, found_task
+
+    def _several(
+        self, columns: list[str], class_names: Sequence[str] | None
+    ) -> tuple[np.ndarray, tuple[str, ...], str]:
+        if class_names is not None and list(class_names) != columns:
+            self.faults.append(f"data.class_names must be the label columns {columns}, found {list(class_names)}")
+        targets = np.full((len(self.table), len(columns)), np.nan, dtype=np.float32)
+        for k, column in enumerate(columns):
+            wrong = []
+            for row, value in enumerate(self.table[column]):
+                if value in LABEL_VALUES:
+                    targets[row, k] = LABEL_VALUES[value]
+                else:
+                    wrong.append(f"{_line(row)}: {value!r}")
+            self._count(f"rows must hold 1, 0 or nothing (unknown) in {column}", wrong)
+            if not wrong and not {0.0, 1.0} <= set(targets[:, k].tolist()):
+                self.faults.append(f"{column} must hold both 1 and 0, found {sorted(set(self.table[column]))}")
+        return targets, tuple(columns), "multilabel"
+
+    def patients(self, column: str | None) -> np.ndarray | None:
+        if column is None:
+            return None
+        self._count(f"rows have no {column}", [_line(row) for row, p in enumerate(self.table[column]) if not p])
+        return self.table[column].to_numpy(dtype=str)
+
+    def splits(
+        self,
+        column: str | None,
+        patients: np.ndarray | None,
+        targets: np.ndarray,
+        names: tuple[str, ...],
+        task: str,
+    ) -> np.ndarray | None:
+        if column is None:
+            return None
+        values = [SPLIT_NAMES.get(value.lower()) for value in self.table[column]]
+        wrong = [f"{_line(row)}: {self.table[column][row]!r}" for row, value in enumerate(values) if value is None]
+        self._count(f"rows must hold train, val or test in {column}", wrong)
+        splits = np.array([value or "" for value in values])
+        if not wrong:
+            self.faults.extend(split_faults(splits, targets, patients, names))
+        return splits
+
+
+def split_faults(
+    splits: np.ndarray, targets: np.ndarray, patients: np.ndarray | None, class_names: Sequence[str]
+) -> Iterator[str]:
+    """Yield what is wrong with a given split: a patient on two sides, or a class that a split lacks.
+
+    Args:
+        splits: (N,) train, val or test.
+        targets: (N,) or (N, K).
+        patients: (N,) or None.
+        class_names: names of the classes.
+    """
+    if patients is not None:
+        pairs = pd.DataFrame({"patient": patients, "split": splits}).drop_duplicates()
+        twice = pairs[pairs.duplicated("patient", keep=False)].groupby("patient")["split"].agg(", ".join)
+        if len(twice):
+            shown = "; ".join(f"{patient} in {where}" for patient, where in list(twice.items())[:3])
+            more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+            yield f"{len(twice)} patients are in more than one split: {shown}{more}"
+    for split in ("train", "val", "test"):
+        chosen = targets[splits == split]
+        if not len(chosen):
+            yield f"the split {split} has no images"
+            continue
+        positive = (chosen == 1).sum(axis=0) if targets.ndim == 2 else np.bincount(chosen, minlength=len(class_names))
+        lacking = [name for name, count in zip(class_names, positive, strict=True) if not count]
+        if lacking:
+            yield f"the split {split} has no image of {', '.join(map(repr, lacking))}"
+
+
+def _line(row: int) -> str:
+    return f"line {row + 2}"  # behind the header, and counted from 1

@@ -1,0 +1,130 @@
+"""Any image file → uint8 (H, W, C). Decides which decoder, by content and from a fixed list."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from medxfer.data.dicom import is_dicom, read_dicom
+from medxfer.data.intensity import to_uint8
+from medxfer.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+"""What Pillow may decode here; DICOM comes besides."""
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
+"""What a scan of a folder takes for an image; a file's content decides how it is read."""
+
+MAX_PIXELS = 200_000_000
+"""Largest picture that is decoded; an X-ray has at most about 25 million."""
+
+HEADER_BYTES = 132 + 64
+
+
+def read_image(path: Path, *, channels: Literal[1, 3] | int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file.
+
+    Deeper pictures are brought to 8 bits by robust percentiles. EXIF orientation is applied, transparency is shown on
+    black, colours become grey by luminance (ITU-R 601) and grey is repeated, as `channels` wants.
+
+    Args:
+        path: PNG, JPEG, TIFF, BMP, WebP or DICOM, whatever its name ends in.
+        channels: 1 or 3.
+        max_pixels: a larger picture is refused before it is decoded.
+
+    Returns:
+        uint8 (H, W, channels) in 0..255.
+
+    Raises:
+        DataError: one line with the path and the reason.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+        if not header:
+            raise DataError("is empty")
+        image = read_dicom(path, max_pixels=max_pixels) if is_dicom(header) else _read_picture(path, max_pixels)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from error
+    return _with_channels(image, channels)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the images below a folder, sorted: by suffix, or DICOM without one; hidden files are left out."""
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in IMAGE_SUFFIXES or (_may_lack_suffix(path) and _is_dicom_file(path)):
+                yield path
+
+
+def _may_lack_suffix(path: Path) -> bool:
+    # DICOM files are often named by their UID, whose last part looks like a suffix.
+    return not path.suffix or path.suffix[1:].isdigit()
+
+
+def _is_dicom_file(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_dicom(file.read(HEADER_BYTES))
+    except OSError:
+        return False
+
+
+def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
+    """Decode with Pillow: uint8 (H, W, 1) or (H, W, 3)."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise DataError(f"has {width} × {height} pixels, more than the {max_pixels:,} that are allowed")
+            if getattr(picture, "n_frames", 1) > 1:
+                raise DataError(
+                    f"holds {getattr(picture, 'n_frames', 1)} pictures; one is needed: save the one you want"
+                )
+            picture.load()
+            return _to_array(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as error:
+        raise DataError("is not a PNG, JPEG, TIFF, BMP, WebP or DICOM image") from error
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, IndexError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"is damaged: {reason}") from error
+
+
+def _to_array(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return to_uint8(np.asarray(picture))[..., np.newaxis]
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))[..., np.newaxis]
+    if picture.mode == "LA":
+        return _on_black(picture.convert("RGBA"))[..., :1]
+    if picture.mode in ("RGBA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        return _on_black(picture.convert("RGBA"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def _on_black(picture: Image.Image) -> np.ndarray:
+    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+    return np.asarray(Image.alpha_composite(black, picture).convert("RGB"))
+
+
+def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    if image.shape[2] == channels:
+        return np.ascontiguousarray(image)
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    return np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]

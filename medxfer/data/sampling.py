@@ -1,0 +1,100 @@
+"""The order in which images are seen: a pure function of the seed and the epoch."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+Index = tuple[int, int]
+"""(epoch, row): the data set draws its augmentation from both."""
+
+
+class EpochBatches(Sampler[list[Index]]):
+    """Batches of one epoch in a seeded random order.
+
+    Each global batch is dealt to the processes in turn: process r of n takes its images r, r + n, … A last batch with
+    fewer images than processes is left out, since every process must take part in every step.
+
+    Args:
+        size: number of images.
+        batch_size: images per global batch.
+        seed: of the order.
+        rank: this process.
+        processes: number of processes.
+
+    Example:
+        >>> batches = EpochBatches(size=5, batch_size=2, seed=0)
+        >>> sorted(row for batch in batches for _, row in batch)
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, *, size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.processes = processes
+        self.epoch = 0
+        self.skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.size, self.batch_size)
+        return whole + (rest >= self.processes)
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        skip, self.skip = self.skip, 0
+        for number in range(skip, len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield [(self.epoch, int(row)) for row in batch[self.rank :: self.processes]]
+
+
+class InOrder(Sampler[list[Index]]):
+    """Batches in the order of the table, each image exactly once over all processes.
+
+    Args:
+        size: number of images.
+        batch_size: images per batch of this process.
+        rank: this process.
+        processes: number of processes.
+    """
+
+    def __init__(self, *, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.rows = range(rank, size, processes)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        for start in range(0, len(self.rows), self.batch_size):
+            yield [(0, row) for row in self.rows[start : start + self.batch_size]]
+
+
+class ResumableLoader(DataLoader):
+    """A data loader that can go on in the middle of an epoch: it counts what it gave, and skips that much.
+
+    Its batch sampler must be an `EpochBatches`.
+    """
+
+    given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.given = self.batch_sampler.skip  # type: ignore[union-attr]
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch were given; 0 after the last."""
+        return {"given": self.given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Make the next epoch's iteration begin behind the batches that were given."""
+        self.batch_sampler.skip = state["given"]  # type: ignore[union-attr]

@@ -1,0 +1,150 @@
+"""Evaluate a finished run on other images: `python -m medxfer.evaluate --run runs/NAME --data.source other.csv`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from medxfer.config import EvaluateConfig, TrackingConfig
+from medxfer.data.collection import decode
+from medxfer.data.datamodule import PictureDataModule, choose_workers, cores
+from medxfer.data.manifest import Manifest, read_manifest
+from medxfer.data.store import PixelStore
+from medxfer.errors import ConfigError, DataError, listed
+from medxfer.evaluation.evidence import results_table
+from medxfer.evaluation.predictions import write_predictions
+from medxfer.parsing import parse_config
+from medxfer.results import FinishedRun, flat_metrics, predict_split, write_evidence
+from medxfer.run_folder import RunFolder
+from medxfer.tracking.mlflow_run import build_run
+from medxfer.training.trainer import build_predictor, uses_gpu
+from medxfer.verbs import run_verb
+
+READ = {"prog": "python -m medxfer.evaluate", "description": "Test a finished run on images it has never seen."}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code."""
+    return run_verb(lambda arguments: evaluate(parse_config(EvaluateConfig, arguments, **READ)), argv)
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Test a run's best network, at its own threshold and preprocessing, on every row of a table.
+
+    Raises:
+        MedxferError: a mistake of the user's; nothing is left behind.
+    """
+    if not config.run or not config.data.source:
+        raise ConfigError("--run RUN_FOLDER and --data.source CSV_OR_FOLDER are both needed")
+    run = FinishedRun.open(Path(config.run))
+    name = config.name or Path(config.data.source).stem
+    place = run.folder.evaluations / name
+    if place.exists():
+        raise ConfigError(f"the evaluation {place} exists: choose another --name, or remove that folder")
+    manifest = read_labels(config, run)
+    manifest, pictures, skipped = decode(
+        manifest,
+        folder=run.folder.path.parent / "pixels",
+        channels=run.description.channels,
+        size_px=run.description.image_size_px,
+        fit=run.description.fit,
+        on_unreadable=config.data.on_unreadable,
+        workers=cores(),
+    )
+    for path, reason in skipped:
+        print(f"skipped, unreadable: {path}: {reason}", file=sys.stderr)
+    refuse_known_images(run.folder, manifest, pictures)
+
+    on_gpu = uses_gpu(config.accelerator)
+    feed = PictureDataModule(
+        pictures=pictures,
+        targets=manifest.targets,
+        splits=np.full(len(manifest), "test"),
+        batch_size=config.data.batch_size,
+        workers=choose_workers(config.data.num_workers, on_gpu=on_gpu),
+        pin_memory=on_gpu,
+    )
+    tracked = build_run(
+        TrackingConfig(uri=config.tracking_uri, experiment=run.record["experiment"]),
+        output_dir=run.folder.path.parent,
+        name=f"{run.folder.path.name} on {name}",
+        uri=run.record["tracking_uri"],
+        parent=run.record["mlflow_run_id"],
+    )
+    with tracked.ending_as("FAILED", interrupted="KILLED"):
+        trainer = build_predictor(accelerator=config.accelerator, precision=run.record["precision"])
+        predictions = predict_split(trainer, run.task(), feed, manifest, "test")
+        (place / "figures").mkdir(parents=True)
+        write_predictions(place / "predictions.csv", [predictions])
+        summaries = write_evidence(
+            {"test": predictions},
+            thresholds=run.record["thresholds"],
+            metrics_file=place / "metrics.json",
+            figures=place / "figures",
+            history=None,
+            seed=run.record["seed"],
+        )
+        tracked.set_tags({"images.test": len(manifest), "images.skipped": len(skipped), "evaluation": name})
+        tracked.log_dataset(
+            name=Path(config.data.source).name,
+            digest=pictures.content_digest(),
+            profile=json.dumps({"images.test": len(manifest)}),
+            context="evaluation",
+        )
+        tracked.log_metrics(flat_metrics(summaries))
+        tracked.log_files([place / "metrics.json"])
+        tracked.log_files(sorted((place / "figures").glob("*.png")), folder="figures")
+        tracked.finish("FINISHED")
+    over = "patients" if manifest.patients is not None else "images"
+    print(results_table(summaries["test"], title=f"{name}: {len(manifest)} images; 95 % intervals over {over}"))
+    print(f"\nall files: {place}")
+    return 0
+
+
+def read_labels(config: EvaluateConfig, run: FinishedRun) -> Manifest:
+    """Read the table with the run's columns, unless others are named, and with the run's classes."""
+    stored = yaml.safe_load(run.folder.config.read_text(encoding="utf-8"))["data"]
+    data, description = config.data, run.description
+    return read_manifest(
+        Path(data.source or ""),
+        image_root=Path(data.image_root) if data.image_root else None,
+        path_column=data.path_column or stored["path_column"],
+        label_columns=data.label_columns or stored["label_columns"],
+        patient_column=data.patient_column,
+        split_column=None,
+        task=description.task,
+        class_names=list(description.class_names),
+        use_splits=False,
+    )
+
+
+def refuse_known_images(folder: RunFolder, manifest: Manifest, pictures: PixelStore) -> None:
+    """Refuse images that the run was trained on or chosen by; say when patients are the same.
+
+    Raises:
+        DataError: with the paths of those images.
+    """
+    known = pd.read_csv(folder.split, dtype=str)
+    used = known[known["split"] != "test"]
+    digests = set(used["sha256"])
+    seen = [path for path, digest in zip(manifest.paths, pictures.file_digests(), strict=True) if digest in digests]
+    if seen:
+        used_for = "used to train this run or to choose its best epoch and threshold"
+        title = f"{len(seen)} of {len(manifest)} images were {used_for}:"
+        raise DataError(listed(title, seen) + "\nremove them: a score on them says nothing about new patients")
+    if manifest.patients is not None and "patient_id" in used:
+        shared = set(manifest.patients) & set(used["patient_id"])
+        if shared:
+            print(
+                f"{len(shared)} patient ids also occur in the training or validation split: if they are the same "
+                "people, this result is too good",
+                file=sys.stderr,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

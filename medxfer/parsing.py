@@ -1,0 +1,271 @@
+"""Command line and YAML files → a frozen config. Every fault of every source is reported in one message."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from medxfer.config import TrainConfig
+from medxfer.errors import ConfigError, listed
+from medxfer.validation import training_faults
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Config = TypeVar("Config")
+
+# What may differ between a run and its continuation: where it runs, and how long.
+RESUMABLE = (
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
+    "data.num_workers", "tracking.uri", "debug", "resume",
+)  # fmt: skip
+EXTENDABLE = ("stages.head_epochs", "stages.finetune_epochs")
+
+
+def parse_config(
+    kind: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    positional: str | None = None,
+    metavar: str | None = None,
+) -> Config:
+    """Read `--config FILE` (repeatable, later ones win) and dotted overrides into a config.
+
+    Args:
+        kind: the dataclass to fill.
+        argv: the command line without the program's name.
+        prog: the program's name in `--help`.
+        description: what the verb does.
+        positional: the field that arguments without a name go to; a list field takes all of them.
+        metavar: how the positional argument is called in `--help`.
+
+    Raises:
+        ConfigError: with every unknown name and wrong value, where it stands, and the nearest known name.
+        SystemExit: 0, after `--help` or `--print_config`.
+    """
+    parser = _parser(kind, prog, description, positional, metavar)
+    types = dict(_leaves(kind))
+    if any(token in ("-h", "--help") or token.startswith("--print_config") for token in argv):
+        parser.parse_args(_joined(argv, types, positional))  # prints and exits
+    tokens = _joined(argv, types, positional)
+    faults = [*_argument_faults(parser, tokens, types, positional), *_file_faults(parser, tokens, types)]
+    if faults:
+        raise ConfigError(listed("the settings cannot be used:", faults))
+    named = [token for token in tokens if token.startswith("--")]
+    loose = [token for token in tokens if not token.startswith("--")]
+    config = parser.instantiate(parser.parse_args([*named, *loose]))
+    return _filled(kind, config)
+
+
+def resume_config(argv: Sequence[str], *, stored: Path, prog: str, description: str) -> TrainConfig:
+    """Read a run's own config, then the command line over it, and refuse what would make it another run.
+
+    Args:
+        argv: the command line without the program's name.
+        stored: the run's `config.yaml`.
+        prog: the program's name.
+        description: what the verb does.
+
+    Raises:
+        ConfigError: with every setting that may not differ.
+    """
+    read = {"prog": prog, "description": description}
+    before = flatten(asdict(parse_config(TrainConfig, [f"--config={stored}"], **read)))
+    config = absolute_paths(parse_config(TrainConfig, [f"--config={stored}", *argv], **read))
+    faults = []
+    for name, value in flatten(asdict(config)).items():
+        if value == before[name] or name in RESUMABLE:
+            continue
+        if name not in EXTENDABLE:
+            faults.append(f"{name} is {before[name]!r} in the run and {value!r} now")
+        elif value < before[name]:
+            faults.append(f"{name} may only grow: it is {before[name]} in the run and {value} now")
+    if faults:
+        allowed = ", ".join((*RESUMABLE[:-1], "larger " + " and ".join(EXTENDABLE)))
+        raise ConfigError(
+            listed(f"a resumed run keeps its settings ({stored}); start a new run instead:", faults)
+            + f"\nonly these may differ: {allowed}"
+        )
+    return config
+
+
+def absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return the config with absolute paths of data and weights, so that a run can be resumed from anywhere."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).expanduser().absolute()) if path else path
+
+    data = replace(config.data, source=absolute(config.data.source), image_root=absolute(config.data.image_root))
+    weights = config.model.weights
+    if weights not in ("imagenet", "none"):
+        weights = absolute(weights) or weights
+    return replace(config, data=data, model=replace(config.model, weights=weights))
+
+
+def check_training(config: TrainConfig) -> TrainConfig:
+    """Return the config, or raise a ConfigError with everything that cannot work."""
+    faults = training_faults(config)
+    if faults:
+        raise ConfigError(listed("the settings cannot be used:", faults))
+    return config
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into dotted names; `tracking.tags` stays one value.
+
+    >>> flatten({"seed": 0, "data": {"fold": 1}})
+    {'seed': 0, 'data.fold': 1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name != "tracking.tags":
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_yaml(config: Any) -> str:
+    """Write a config as YAML text, in the order of its fields."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def _parser(kind: type, prog: str, description: str, positional: str | None, metavar: str | None) -> ArgumentParser:
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML file of settings; repeatable, later ones win.")
+    skip: set[str | int] = {positional} if positional else set()
+    parser.add_class_arguments(kind, skip=skip)
+    if positional:
+        types = get_type_hints(kind)
+        many = "*" if _is_list(types[positional]) else "?"
+        element = str if _is_list(types[positional]) else types[positional]
+        default = next(f for f in fields(kind) if f.name == positional)
+        value = default.default_factory() if callable(default.default_factory) else default.default  # type: ignore[misc]
+        parser.add_argument(positional, type=element, default=value, metavar=metavar, nargs=many)
+    return parser
+
+
+def _filled(kind: type[Config], namespace: Any) -> Config:
+    return kind(**{f.name: getattr(namespace, f.name) for f in fields(kind)})  # type: ignore[arg-type]
+
+
+def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from _leaves(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _is_list(hint: Any) -> bool:
+    return "list[" in str(hint)
+
+
+def _joined(argv: Sequence[str], types: Mapping[str, Any], positional: str | None) -> list[str]:
+    """Write every `--name value` as `--name=value`, a bare flag as true, and `a,b` for a list as `[a, b]`."""
+    tokens: list[str] = []
+    waiting = list(argv)
+    while waiting:
+        token = waiting.pop(0)
+        if not token.startswith("--") or token in ("--help", "--print_config") or token.startswith("--print_config="):
+            tokens.append(token)
+            continue
+        name, separator, value = token[2:].partition("=")
+        if not separator:
+            flag = types.get(name) is bool
+            if waiting and not waiting[0].startswith("--") and not (flag and waiting[0] not in ("true", "false")):
+                value = waiting.pop(0)
+            elif flag:
+                value = "true"
+            else:
+                tokens.append(token)
+                continue
+        if name in types and _is_list(types[name]) and value != "null" and not value.lstrip().startswith("["):
+            value = f"[{value}]"
+        tokens.append(f"--{name}={value}")
+    return tokens
+
+
+def _argument_faults(
+    parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any], positional: str | None
+) -> Iterator[str]:
+    loose = [token for token in tokens if not token.startswith("--")]
+    if loose and positional is None:
+        yield f"{' '.join(loose)!r} has no name: write --name value"
+    elif loose and positional is not None:
+        yield from _type_fault(parser, positional, "on the command line", arguments=loose)
+    for token in tokens:
+        name, separator, _ = token.lstrip("-").partition("=")
+        if not token.startswith("--"):
+            continue
+        if name != "config" and name.removesuffix("+") not in types:
+            yield _unknown(name, types, "on the command line")
+        elif not separator:
+            yield f"--{name} needs a value"
+        elif name != "config":
+            yield from _type_fault(parser, name, "on the command line", arguments=[token])
+
+
+def _file_faults(parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any]) -> Iterator[str]:
+    for token in tokens:
+        if not token.startswith("--config="):
+            continue
+        path = Path(token.partition("=")[2])
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            yield f"the config file {path} cannot be read: {error.strerror}"
+            continue
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            yield f"the config file {path} is not YAML: {' '.join(str(error).split())}"
+            continue
+        if not isinstance(tree, Mapping):
+            yield f"the config file {path} must hold sections and settings, found {type(tree).__name__}"
+            continue
+        sections = {name.rpartition(".")[0] for name in types} - {""}
+        for name, value in flatten(tree).items():
+            if name in sections:
+                yield f"{name} is a section and needs settings below it, got {value!r} (in {path})"
+            elif name not in types:
+                yield _unknown(name, types, f"in {path}")
+            else:
+                yield from _type_fault(parser, name, f"in {path}", tree=_nested(name, value))
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def _unknown(name: str, types: Mapping[str, Any], where: str) -> str:
+    near = difflib.get_close_matches(name, types, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; --help lists all settings"
+    return f"{name} is not a setting ({where}){hint}"
+
+
+def _type_fault(
+    parser: ArgumentParser,
+    name: str,
+    where: str,
+    *,
+    arguments: list[str] | None = None,
+    tree: dict[str, Any] | None = None,
+) -> Iterator[str]:
+    try:
+        if arguments is not None:
+            parser.parse_args(arguments)
+        if tree is not None:
+            parser.parse_object(tree)
+    except (ArgumentError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        text = re.sub(r'^.*Parser key "[^"]*":?', "", text)
+        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ").strip()
+        yield f"{name} has a wrong value ({where}): {text}"

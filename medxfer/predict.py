@@ -1,0 +1,70 @@
+"""Predict: `python -m medxfer.predict --run runs/NAME IMAGE_OR_FOLDER... --output predictions.csv`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from medxfer.config import PredictConfig
+from medxfer.data.datamodule import choose_workers, cores
+from medxfer.data.files import FileDataset, collate_files, expand_inputs
+from medxfer.errors import ConfigError
+from medxfer.parsing import parse_config
+from medxfer.results import FinishedRun, PredictionWriter
+from medxfer.training.trainer import build_predictor, uses_gpu
+from medxfer.verbs import run_verb
+
+READ = {
+    "prog": "python -m medxfer.predict",
+    "description": "Apply a finished run to images, folders of images and DICOM files.",
+    "positional": "inputs",
+    "metavar": "IMAGE_OR_FOLDER",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code."""
+    return run_verb(lambda arguments: predict(parse_config(PredictConfig, arguments, **READ)), argv)
+
+
+def predict(config: PredictConfig) -> int:
+    """Write one row per image: its probabilities, the decision at the run's threshold, and a status.
+
+    Memory does not grow with the number of images but for the list of their names.
+
+    Returns:
+        0, or 1 when an image could not be read; its row holds the reason.
+
+    Raises:
+        MedxferError: a mistake of the user's; nothing is written.
+    """
+    if not config.run or not config.inputs or not config.output:
+        raise ConfigError("--run RUN_FOLDER, at least one image or folder, and --output CSV are needed")
+    output = Path(config.output)
+    if output.exists():
+        raise ConfigError(f"{output} exists: choose another --output, or remove it")
+    if not output.parent.is_dir():
+        raise ConfigError(f"the folder of --output does not exist: {output.parent}")
+    run = FinishedRun.open(Path(config.run))
+    files = expand_inputs([Path(name) for name in config.inputs])
+    on_gpu = uses_gpu(config.accelerator)
+    description = run.description
+    dataset = FileDataset(files, channels=description.channels, size_px=description.image_size_px, fit=description.fit)
+    workers = config.num_workers if config.num_workers is not None else max(1, min(cores(), 8, len(files) // 8))
+    loader = DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        num_workers=choose_workers(workers, on_gpu=on_gpu),
+        collate_fn=collate_files,
+        pin_memory=on_gpu,
+    )
+    with PredictionWriter(output, files=files, run=run) as writer:
+        trainer = build_predictor(accelerator=config.accelerator, precision=run.record["precision"], callbacks=[writer])
+        trainer.predict(run.task(), loader, return_predictions=False)
+    print(f"{writer.written} images predicted, {writer.failed} unreadable: {output}")
+    return 1 if writer.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

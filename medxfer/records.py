@@ -1,0 +1,188 @@
+"""What a training says and leaves behind: the summary on the screen, run.json, split.csv, and the MLflow run."""
+
+import hashlib
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from medxfer.config import TrackingConfig, TrainConfig
+from medxfer.data.collection import Collection
+from medxfer.data.splits import split_table
+from medxfer.evaluation.evidence import results_table
+from medxfer.models.loading import Description
+from medxfer.models.transfer import TransferNet, count_parameters
+from medxfer.parsing import flatten, to_yaml
+from medxfer.results import flat_metrics
+from medxfer.run_folder import RunFolder, write_text
+from medxfer.tracking.environment import git_commit, hardware, versions
+from medxfer.tracking.mlflow_run import MlflowRun
+from medxfer.tracking.privacy import shareable
+
+
+def write_start(
+    folder: RunFolder,
+    config: TrainConfig,
+    data: Collection,
+    description: Description,
+    tracked: MlflowRun,
+    precision: str,
+    weights_digest: str,
+) -> None:
+    """Write config.yaml, split.csv and run.json before anything is trained."""
+    write_text(folder.config, to_yaml(config))
+    columns = {"path": data.manifest.paths, "split": data.splits, "sha256": data.pictures.file_digests()}
+    if data.manifest.patients is not None:
+        columns["patient_id"] = data.manifest.patients
+    write_text(folder.split, pd.DataFrame(columns).to_csv(index=False))
+    folder.update_record(
+        {
+            "status": "RUNNING",
+            "mlflow_run_id": tracked.run_id,
+            "tracking_uri": tracked.uri,
+            "experiment": config.tracking.experiment,
+            "stages": {"head_epochs": config.stages.head_epochs, "finetune_epochs": config.stages.finetune_epochs},
+            "precision": precision,
+            "seed": config.seed,
+            "weights_digest": weights_digest,
+            **description.to_dict(),
+            "data_digest": data_digest(data),
+            "split_digest": split_digest(data),
+            "versions": versions(),
+            "hardware": hardware(),
+            "git_commit": git_commit(),
+        }
+    )
+
+
+def data_digest(data: Collection) -> str:
+    """Return a SHA-256 over labels, patients and the content of every image."""
+    return hashlib.sha256((data.manifest.digest() + data.pictures.content_digest()).encode()).hexdigest()
+
+
+def split_digest(data: Collection) -> str:
+    """Return a SHA-256 over which image is in which split."""
+    rows = sorted(zip(data.manifest.paths, data.splits, strict=True))
+    return hashlib.sha256("\n".join(f"{path}\t{split}" for path, split in rows).encode()).hexdigest()
+
+
+def log_start(tracked: MlflowRun, folder: RunFolder, config: TrainConfig, data: Collection, *, resumed: bool) -> None:
+    """Log every config value, the data's digests and sizes, and what the run runs on; a resumed run gets a tag."""
+    if resumed:
+        resumptions = int(folder.read_record().get("resumptions", 0)) + 1
+        folder.update_record({"resumptions": resumptions})
+        now = flatten(shareable(asdict(config)))
+        tracked.set_tags({"resumptions": resumptions, f"resumed.{resumptions}": json.dumps(_changed(tracked, now))})
+    else:
+        tracked.log_params(flatten(shareable(asdict(config))))
+        tracked.log_text(yaml.safe_dump(shareable(asdict(config)), sort_keys=False), "config.yaml")
+    record = folder.read_record()
+    sizes = {f"images.{split}": int(np.sum(data.splits == split)) for split in ("train", "val", "test")}
+    tracked.set_tags(
+        {
+            **sizes,
+            "images.skipped": len(data.skipped),
+            "patients": len(set(data.manifest.groups())) if data.manifest.patients is not None else "unknown",
+            "class_names": json.dumps(data.manifest.class_names),
+            "task": data.manifest.task,
+            "data_digest": record["data_digest"],
+            "split_digest": record["split_digest"],
+            "weights_digest": record["weights_digest"] or "random",
+            "precision": record["precision"],
+            "git_commit": record["git_commit"] or "unknown",
+            **{f"version.{name}": value for name, value in record["versions"].items()},
+            **{f"hardware.{name}": value for name, value in record["hardware"].items()},
+        }
+    )
+    if not resumed:
+        name = str(shareable(asdict(config))["data"]["source"])
+        tracked.log_dataset(name=name, digest=record["data_digest"], profile=json.dumps(sizes), context="training")
+    tracked.watch_system(resumed=resumed)
+
+
+def _changed(tracked: MlflowRun, now: Mapping[str, Any]) -> dict[str, str]:
+    before = tracked.params()
+    return {name: str(value) for name, value in now.items() if before.get(name, str(value)) != str(value)}
+
+
+def print_start(
+    config: TrainConfig,
+    data: Collection,
+    net: TransferNet,
+    description: Description,
+    precision: str,
+    *,
+    on_gpu: bool,
+) -> None:
+    """Print images and patients per split and class, parameters, device and precision."""
+    manifest = data.manifest
+    for path, reason in data.skipped:
+        print(f"skipped, unreadable: {path}: {reason}", file=sys.stderr)
+    positive = f"; positive: {manifest.class_names[-1]}" if manifest.task == "binary" else ""
+    print(f"\ntask: {manifest.task}; classes: {', '.join(manifest.class_names)}{positive}")
+    has_patients = manifest.patients is not None
+    print(
+        split_table(
+            data.splits,
+            manifest.targets,
+            manifest.groups(),
+            class_names=manifest.class_names,
+            has_patients=has_patients,
+        )
+    )
+    if not has_patients:
+        print("there is no patient column, so the same patient in two splits cannot be excluded")
+    frozen, trained = count_parameters(net)
+    mean = ", ".join(f"{m:.4f}" for m in description.spec.input_mean)
+    std = ", ".join(f"{s:.4f}" for s in description.spec.input_std)
+    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(f"frozen up to {description.spec.freeze_until}: {frozen:,} parameters; trained: {trained:,}")
+    print(f"input: mean {mean}; standard deviation {std} (of pixels on 0..1)")
+    print(
+        f"device: {device}; precision: {precision}; batch: {config.data.batch_size} images over all devices\n",
+        flush=True,
+    )
+
+
+def log_evidence(
+    tracked: MlflowRun,
+    folder: RunFolder,
+    config: TrackingConfig,
+    summaries: Mapping[str, Mapping[str, Any]],
+    *,
+    seconds: float,
+) -> None:
+    """Log the results, the figures and the best checkpoint; files with names of images only if the user asked."""
+    tracked.log_metrics({**flat_metrics(summaries), "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
+    tracked.log_files([folder.metrics, folder.history])
+    if config.log_predictions:
+        tracked.log_files([folder.predictions, folder.split])
+    pictures = {"augmentation.png"}
+    figures = [f for f in sorted(folder.figures.glob("*.png")) if config.log_images or f.name not in pictures]
+    tracked.log_files(figures, folder="figures")
+    tracked.log_files([folder.best], folder="checkpoints")
+
+
+def print_results(
+    folder: RunFolder, config: TrainConfig, summaries: Mapping[str, Mapping[str, Any]], *, has_patients: bool
+) -> None:
+    """Print the test's results with intervals, and what a user wants next."""
+    title = f"test split, best epoch; 95 % intervals over {'patients' if has_patients else 'images'}"
+    print("\n" + results_table(summaries["test"], title=title))
+    print(f"\nall files: {folder.path}\nnext:")
+    print(f"  python -m medxfer.predict --run {folder.path} IMAGE_OR_FOLDER --output predictions.csv")
+    print(f"  python -m medxfer.evaluate --run {folder.path} --data.source OTHER.csv")
+    print(f"  mlflow ui --backend-store-uri {folder.read_record()['tracking_uri']}")
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,259 @@
+"""Train: `python -m medxfer.train --config configs/xray.yaml --data.source labels.csv`."""
+
+import functools
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lightning
+import pandas as pd
+import torch
+
+from medxfer.config import TrainConfig
+from medxfer.data.augment import build_augmentation
+from medxfer.data.collection import CHANNELS, Collection, build_collection
+from medxfer.data.datamodule import PictureDataModule, choose_workers, cores
+from medxfer.errors import ConfigError
+from medxfer.evaluation.metrics import build_epoch_metrics, youden_thresholds
+from medxfer.evaluation.predictions import write_predictions
+from medxfer.models.head import initialize_head
+from medxfer.models.loading import Description, load_network
+from medxfer.models.transfer import TransferNet, build_network
+from medxfer.models.weights import load_source
+from medxfer.parsing import absolute_paths, check_training, parse_config, resume_config
+from medxfer.records import log_evidence, log_start, peak_memory_mb, print_results, print_start, write_start
+from medxfer.results import predict_split, write_contact_sheet, write_evidence
+from medxfer.run_folder import RunFolder
+from medxfer.tracking.mlflow_run import build_run
+from medxfer.training.callbacks.checkpointing import Checkpointing
+from medxfer.training.callbacks.freezing import Stages
+from medxfer.training.callbacks.history import History
+from medxfer.training.callbacks.initialization import HeadInitialization
+from medxfer.training.callbacks.interruption import Interruption, TrainingInterruptedError
+from medxfer.training.callbacks.progress import progress_bar
+from medxfer.training.losses import build_loss
+from medxfer.training.optim import build_optimizer
+from medxfer.training.stages import StagePlan
+from medxfer.training.task import TransferTask
+from medxfer.training.trainer import build_trainer, resolve_precision, uses_gpu
+from medxfer.verbs import run_verb
+
+READ = {"prog": "python -m medxfer.train", "description": "Fine-tune Inception V3 on a table of labelled images."}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code."""
+    return run_verb(lambda arguments: train(read_config(arguments)), argv)
+
+
+def train(config: TrainConfig) -> int:
+    """Train, test once, and leave the evidence in the run folder and in MLflow.
+
+    Returns:
+        0, or 130 when Ctrl-C ended the training; `last.ckpt` then holds everything up to the last batch.
+
+    Raises:
+        MedxferError: a mistake of the user's; nothing was started, or what was saved is intact.
+    """
+    on_gpu = uses_gpu(config.trainer.accelerator)
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    place = RunPlace.of(config)
+    data = build_collection(
+        config.data, store_folder=Path(config.output_dir) / "pixels", seed=config.seed, workers=cores()
+    )
+    net, description, weights_digest = build_net(config, data, place)
+    place.enter()
+    tracked = build_run(
+        config.tracking,
+        output_dir=Path(config.output_dir),
+        name=place.folder.path.name,
+        run_id=place.record.get("mlflow_run_id"),
+        uri=place.record.get("tracking_uri"),
+    )
+    precision = place.record.get("precision") or resolve_precision(config.trainer.precision, on_gpu=on_gpu)
+    with tracked.ending_as("FAILED", interrupted="KILLED"):
+        started = time.monotonic()
+        write_start(place.folder, config, data, description, tracked, precision, weights_digest)
+        log_start(tracked, place.folder, config, data, resumed=place.resumed)
+        print_start(config, data, net, description, precision, on_gpu=on_gpu)
+        feed = build_feed(config, data, on_gpu=on_gpu)
+        write_contact_sheet(feed, data.manifest, place.folder.figures / "augmentation.png")
+
+        plan = StagePlan(config.stages.head_epochs, config.stages.finetune_epochs)
+        task = build_task(config, data, net, description)
+        trainer = build_trainer(
+            config.trainer,
+            optim=config.optim,
+            precision=precision,
+            logger=tracked.logger,
+            callbacks=build_callbacks(config, place.folder, net, plan),
+            max_epochs=plan.total_epochs,
+            progress_bar=progress_bar(plan),
+        )
+        last = place.folder.last if place.resumed and place.folder.last.is_file() else None
+        try:
+            trainer.fit(task, datamodule=feed, ckpt_path=last, weights_only=True)
+        except TrainingInterruptedError:
+            place.folder.update_record({"status": "KILLED"})
+            tracked.finish("KILLED")
+            print(f"\nstopped; go on with: python -m medxfer.train --resume {place.folder.path}", file=sys.stderr)
+            return 130
+
+        best, _ = load_network(place.folder.best)
+        task.net.load_state_dict(best.state_dict())
+        val = predict_split(trainer, task, feed, data.manifest, "val")
+        thresholds = youden_thresholds(val.probs, val.targets, task=val.task)
+        place.folder.update_record({"thresholds": thresholds})
+        test = predict_split(trainer, task, feed, data.manifest, "test")
+        write_predictions(place.folder.predictions, [val, test])
+        summaries = write_evidence(
+            {"val": val, "test": test},
+            thresholds=thresholds,
+            metrics_file=place.folder.metrics,
+            figures=place.folder.figures,
+            history=pd.read_csv(place.folder.history),
+            seed=config.seed,
+        )
+        seconds = time.monotonic() - started
+        place.folder.update_record({"status": "FINISHED", "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
+        log_evidence(tracked, place.folder, config.tracking, summaries, seconds=seconds)
+        tracked.finish("FINISHED")
+    print_results(place.folder, config, summaries, has_patients=data.manifest.patients is not None)
+    return 0
+
+
+def read_config(argv: list[str]) -> TrainConfig:
+    """Read the settings of a new run, or of the run that is resumed; a run always has a name."""
+    config = parse_config(TrainConfig, argv, **READ)
+    if config.resume:
+        stored = RunFolder.open(Path(config.resume)).config
+        return check_training(resume_config(argv, stored=stored, **READ))
+    if not config.tracking.run_name:
+        files = [token.partition("=")[2] or following for token, following in zip(argv, [*argv[1:], ""], strict=True)
+                 if token.partition("=")[0] == "--config"]  # fmt: skip
+        stem = Path(files[-1]).stem if files else "run"
+        name = f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        config = replace(config, tracking=replace(config.tracking, run_name=name))
+    return absolute_paths(check_training(config))
+
+
+@dataclass
+class RunPlace:
+    """Where a run lives: a folder that does not exist yet, or the one that is resumed."""
+
+    folder: RunFolder
+    resumed: bool
+    record: dict
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "RunPlace":
+        """Find the folder; a new one is not made yet, so that a mistake in the data leaves nothing behind.
+
+        Raises:
+            ConfigError: a new run's folder exists, or the run that is resumed has nothing left to do.
+        """
+        if config.resume:
+            folder = RunFolder.open(Path(config.resume))
+            record = folder.read_record()
+            planned = {"head_epochs": config.stages.head_epochs, "finetune_epochs": config.stages.finetune_epochs}
+            if record.get("status") == "FINISHED" and record.get("stages") == planned:
+                raise ConfigError(
+                    f"the run {folder.path} is finished; larger stages.head_epochs or stages.finetune_epochs extend it"
+                )
+            return cls(folder, True, record)
+        path = Path(config.output_dir) / str(config.tracking.run_name)
+        RunFolder.refuse_existing(path)
+        return cls(RunFolder(path), False, {})
+
+    def enter(self) -> None:
+        """Make a new run's folder, and keep other processes out of it."""
+        if not self.resumed:
+            RunFolder.create(self.folder.path)
+        self.folder.lock()
+
+
+def build_net(config: TrainConfig, data: Collection, place: RunPlace) -> tuple[TransferNet, Description, str]:
+    """Build the network on its source of weights, or as the resumed run left it."""
+    if place.resumed and place.folder.last.is_file():
+        net, description = load_network(place.folder.last)
+        return net, description, place.record["weights_digest"]
+    model = config.model
+    source = load_source(model.weights, input_mean=model.input_mean, input_std=model.input_std)
+    print(f"weights: {source.name}; mean and standard deviation of the input by {source.declared_by}")
+    mean = None
+    if model.normalization == "dataset":
+        mean = data.pictures.mean((data.splits == "train").nonzero()[0]).tolist()
+    net = build_network(model, source=source, outputs=data.manifest.num_classes, dataset_mean=mean, seed=config.seed)
+    description = Description(
+        spec=net.spec,
+        task=data.manifest.task,
+        class_names=data.manifest.class_names,
+        channels=CHANNELS[config.data.modality],
+        image_size_px=config.data.image_size_px,
+        fit=config.data.fit,
+    )
+    return net, description, source.digest
+
+
+def build_feed(config: TrainConfig, data: Collection, *, on_gpu: bool) -> PictureDataModule:
+    """Build the data module over the decoded pictures."""
+    return PictureDataModule(
+        pictures=data.pictures,
+        targets=data.manifest.targets,
+        splits=data.splits,
+        batch_size=config.data.batch_size,
+        workers=choose_workers(config.data.num_workers, on_gpu=on_gpu),
+        augment=build_augmentation(config.data.modality, config.data.augment),
+        seed=config.seed,
+        pin_memory=on_gpu,
+    )
+
+
+def build_task(config: TrainConfig, data: Collection, net: TransferNet, description: Description) -> TransferTask:
+    """Join network, loss, optimizer and metrics."""
+    manifest = data.manifest
+    training_targets = torch.from_numpy(manifest.targets[data.splits == "train"])
+    return TransferTask(
+        net=net,
+        loss=build_loss(config.loss, task=manifest.task, targets=training_targets),
+        make_optimizer=functools.partial(build_optimizer, config.optim),
+        metrics=build_epoch_metrics(manifest.task),
+        task=manifest.task,
+        description=description.to_dict(),
+        seed=config.seed,
+    )
+
+
+def build_callbacks(
+    config: TrainConfig, folder: RunFolder, net: TransferNet, plan: StagePlan
+) -> list[lightning.Callback]:
+    """List what acts during the fit, in the order in which it acts."""
+    init = config.head_init
+    initialize = functools.partial(
+        initialize_head,
+        method=init.method,
+        mode=init.mode,
+        distribution=init.distribution,
+        std=init.std,
+        bias=init.bias,
+    )
+    checkpointing = Checkpointing(
+        folder=folder.checkpoints,
+        monitor=config.stages.monitor,
+        every_minutes=config.checkpoint.every_minutes,
+        keep=config.checkpoint.keep,
+    )
+    return [
+        HeadInitialization(head=net.head, initialize=initialize, seed=config.seed),
+        Stages(net=net, plan=plan, optim=config.optim, patience=config.stages.patience, monitor=config.stages.monitor),
+        History(path=folder.history, plan=plan),
+        checkpointing,
+        Interruption(checkpointing=checkpointing),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Writes `history.csv`: one row per epoch, continued on resume."""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from medxfer.training.stages import StagePlan
+
+
+class History(Callback):
+    """Adds each epoch's stage, learning rate, loss, metrics and duration to a CSV, and prints them in one line.
+
+    Args:
+        path: the CSV.
+        plan: the stages.
+    """
+
+    def __init__(self, *, path: Path, plan: StagePlan) -> None:
+        self.path = path
+        self.plan = plan
+        self._started = time.monotonic()
+        self._epoch_started = time.monotonic()
+        self._epochs_here = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock that the remaining time is estimated from."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._epoch_started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print the epoch's row."""
+        if not trainer.is_global_zero:
+            return
+        epoch = trainer.current_epoch
+        seconds = time.monotonic() - self._epoch_started
+        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        head_lr = max(g["lr"] for g in trainer.optimizers[0].param_groups if g["name"].startswith("head/"))
+        row = {"epoch": epoch, "stage": self.plan.stage(epoch), "seconds": round(seconds, 2), "lr": head_lr, **values}
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({"epoch_seconds": seconds, "lr": head_lr}, step=trainer.global_step)
+        table = pd.DataFrame([row])
+        if self.path.is_file():
+            before = pd.read_csv(self.path)
+            table = pd.concat([before[before["epoch"] < epoch], table], ignore_index=True)
+        temporary = self.path.with_name(f".{self.path.name}.writing")
+        table.to_csv(temporary, index=False)
+        temporary.replace(self.path)
+        self._epochs_here += 1
+        self._print(row)
+
+    def _print(self, row: dict[str, float]) -> None:
+        left = (self.plan.total_epochs - int(row["epoch"]) - 1) * (time.monotonic() - self._started) / self._epochs_here
+        print(
+            f"epoch {int(row['epoch']) + 1}/{self.plan.total_epochs} {row['stage']}  train loss {row['train/loss']:.4f}"
+            f"  val loss {row['val/loss']:.4f}  val auroc {row['val/auroc']:.4f}  {row['seconds']:.0f} s,"
+            f" at most {clock(left)} left",
+            flush=True,
+        )
+
+
+def clock(seconds: float) -> str:
+    """Write seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,91 @@
+"""Lightning's Trainer for one fit, and the arithmetic it runs in."""
+
+import sys
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+
+from medxfer.config import OptimConfig, TrainerConfig
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+def uses_gpu(accelerator: str) -> bool:
+    """Return whether a choice of accelerator ends on a GPU of this machine."""
+    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def resolve_precision(precision: str, *, on_gpu: bool) -> Precision:
+    """Return the arithmetic of a choice; auto: bf16 where the processor multiplies it natively, else 32."""
+    if precision == "auto":
+        if on_gpu:
+            native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            capabilities = torch.backends.cpu.get_cpu_capability()
+            native = capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if native else "32"
+    return "bf16-mixed" if precision == "bf16" else "32-true"
+
+
+def build_predictor(*, accelerator: str, precision: Precision, callbacks: list[Callback] | None = None) -> Trainer:
+    """Build a trainer that only predicts, on one device, in a run's own arithmetic."""
+    return Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        deterministic=True,
+        logger=False,
+        callbacks=callbacks,
+        enable_progress_bar=sys.stdout.isatty(),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def build_trainer(
+    config: TrainerConfig,
+    *,
+    optim: OptimConfig,
+    precision: Precision,
+    logger: Logger | None,
+    callbacks: list[Callback],
+    max_epochs: int,
+    progress_bar: TQDMProgressBar | None,
+) -> Trainer:
+    """Build the trainer.
+
+    Args:
+        config: machines.
+        optim: gradient clipping.
+        precision: resolved once per run.
+        logger: of the run.
+        callbacks: in the order in which they act.
+        max_epochs: of all stages.
+        progress_bar: None: no bar.
+    """
+    one_device = config.devices == 1 or (config.devices == "auto" and torch.cuda.device_count() <= 1)
+    return Trainer(
+        accelerator=config.accelerator,
+        devices=1 if config.devices == "auto" and not uses_gpu(config.accelerator) else config.devices,
+        num_nodes=config.num_nodes,
+        # The head stage gives the tuned blocks no gradient; see the network's `head_only`.
+        strategy="auto" if one_device and config.num_nodes == 1 else DDPStrategy(find_unused_parameters=True),
+        precision=precision,
+        max_epochs=max_epochs,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=optim.gradient_clip or None,
+        deterministic=config.deterministic,
+        logger=logger if logger is not None else False,
+        callbacks=[*callbacks, *([progress_bar] if progress_bar is not None else [])],
+        enable_progress_bar=progress_bar is not None,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+    )
