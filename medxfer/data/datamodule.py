@@ -81,9 +81,13 @@ class PictureDataModule(LightningDataModule):
         rows = np.flatnonzero(self.splits == split)
         dataset = PictureDataset(pictures=self.pictures, rows=rows, targets=self.targets)
         rank, processes = self._place()
-        batch_size = max(1, self.batch_size // processes)
-        batches = InOrder(size=len(dataset), batch_size=batch_size, rank=rank, processes=processes)
-        return DataLoader(dataset, batch_sampler=batches, num_workers=self.workers, pin_memory=self.pin_memory)
+        return DataLoader(
+            dataset,
+            sampler=InOrder(size=len(dataset), rank=rank, processes=processes),
+            batch_size=max(1, self.batch_size // processes),
+            num_workers=self.workers,
+            pin_memory=self.pin_memory,
+        )
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,6 +1,5 @@
 """The order in which images are seen: a pure function of the seed and the epoch."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,26 +54,23 @@ class EpochBatches(Sampler[list[Index]]):
             yield [(self.epoch, int(row)) for row in batch[self.rank :: self.processes]]
 
 
-class InOrder(Sampler[list[Index]]):
-    """Batches in the order of the table, each image exactly once over all processes.
+class InOrder(Sampler[Index]):
+    """Rows in the order of the table, each exactly once over all processes.
 
     Args:
         size: number of images.
-        batch_size: images per batch of this process.
         rank: this process.
         processes: number of processes.
     """
 
-    def __init__(self, *, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(self, *, size: int, rank: int = 0, processes: int = 1) -> None:
         self.rows = range(rank, size, processes)
-        self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
+        return len(self.rows)
 
-    def __iter__(self) -> Iterator[list[Index]]:
-        for start in range(0, len(self.rows), self.batch_size):
-            yield [(0, row) for row in self.rows[start : start + self.batch_size]]
+    def __iter__(self) -> Iterator[Index]:
+        return ((0, row) for row in self.rows)
 
 
 class ResumableLoader(DataLoader):

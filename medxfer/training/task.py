@@ -76,6 +76,16 @@ class TransferTask(LightningModule):
         suffix = dict(zip(self.net.suffix_names, self.net.suffix_blocks(), strict=True))
         return self.make_optimizer(suffix=suffix, head=self.net.head)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients; Lightning's own refuses fused optimizers, for the sake of float16 scaling."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, rank), whatever happened before."""
         key = (self.seed, self.current_epoch, batch_idx, self.global_rank)

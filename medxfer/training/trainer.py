@@ -1,6 +1,8 @@
 """Lightning's Trainer for one fit, and the arithmetic it runs in."""
 
+import logging
 import sys
+import warnings
 from typing import Literal
 
 import torch
@@ -31,8 +33,18 @@ def resolve_precision(precision: str, *, on_gpu: bool) -> Precision:
     return "bf16-mixed" if precision == "bf16" else "32-true"
 
 
+def quiet_lightning() -> None:
+    """Silence Lightning's advertisements, and its warnings about what medxfer does on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", module="lightning.pytorch")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
+
+
 def build_predictor(*, accelerator: str, precision: Precision, callbacks: list[Callback] | None = None) -> Trainer:
     """Build a trainer that only predicts, on one device, in a run's own arithmetic."""
+    quiet_lightning()
     return Trainer(
         accelerator=accelerator,
         devices=1,
@@ -68,6 +80,7 @@ def build_trainer(
         max_epochs: of all stages.
         progress_bar: None: no bar.
     """
+    quiet_lightning()
     one_device = config.devices == 1 or (config.devices == "auto" and torch.cuda.device_count() <= 1)
     return Trainer(
         accelerator=config.accelerator,
