@@ -100,5 +100,5 @@ def build_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        log_every_n_steps=10,
+        log_every_n_steps=1,
     )
