@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from medxfer.data.augment import Augmentation
 from medxfer.data.dataset import PictureDataset, Pictures
-from medxfer.data.sampling import EpochBatches, InOrder, ResumableLoader
+from medxfer.data.sampling import EpochBatches, EpochOrder, InOrder, ResumableLoader
 
 
 class PictureDataModule(LightningDataModule):
@@ -51,9 +51,8 @@ class PictureDataModule(LightningDataModule):
         """Augmented training images in the epoch's random order."""
         dataset = self.training_examples()
         rank, processes = self._place()
-        batches = EpochBatches(
-            size=len(dataset), batch_size=self.batch_size, seed=self.seed, rank=rank, processes=processes
-        )
+        order = EpochOrder(size=len(dataset), seed=self.seed)
+        batches = EpochBatches(order, batch_size=self.batch_size, rank=rank, processes=processes)
         return ResumableLoader(
             dataset,
             batch_sampler=batches,

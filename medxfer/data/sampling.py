@@ -10,48 +10,65 @@ Index = tuple[int, int]
 """(epoch, row): the data set draws its augmentation from both."""
 
 
+class EpochOrder(Sampler[int]):
+    """A seeded random order of one epoch.
+
+    Args:
+        size: number of images.
+        seed: of the order.
+    """
+
+    def __init__(self, *, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this, through a batch sampler's attribute `sampler`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist())
+
+
 class EpochBatches(Sampler[list[Index]]):
-    """Batches of one epoch in a seeded random order.
+    """Batches of one epoch in its random order.
 
     Each global batch is dealt to the processes in turn: process r of n takes its images r, r + n, … A last batch with
     fewer images than processes is left out, since every process must take part in every step.
 
     Args:
-        size: number of images.
+        order: of the images.
         batch_size: images per global batch.
-        seed: of the order.
         rank: this process.
         processes: number of processes.
 
     Example:
-        >>> batches = EpochBatches(size=5, batch_size=2, seed=0)
+        >>> batches = EpochBatches(EpochOrder(size=5, seed=0), batch_size=2)
         >>> sorted(row for batch in batches for _, row in batch)
         [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, *, size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.size = size
+    def __init__(self, order: EpochOrder, *, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.sampler = order
         self.batch_size = batch_size
-        self.seed = seed
         self.rank = rank
         self.processes = processes
-        self.epoch = 0
         self.skip = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
-        whole, rest = divmod(self.size, self.batch_size)
+        whole, rest = divmod(len(self.sampler), self.batch_size)
         return whole + (rest >= self.processes)
 
     def __iter__(self) -> Iterator[list[Index]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        epoch, order = self.sampler.epoch, list(self.sampler)
         skip, self.skip = self.skip, 0
         for number in range(skip, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(self.epoch, int(row)) for row in batch[self.rank :: self.processes]]
+            yield [(epoch, row) for row in batch[self.rank :: self.processes]]
 
 
 class InOrder(Sampler[Index]):

@@ -86,6 +86,10 @@ class TransferTask(LightningModule):
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
 
+    def on_fit_start(self) -> None:
+        """Train in training mode, whatever mode the network was built or loaded in; what is frozen stays so."""
+        self.train()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, rank), whatever happened before."""
         key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
