@@ -159,9 +159,9 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of processor; auto: a GPU where there is one."""
     devices: int | Literal["auto"] = "auto"
-    """Devices per node; auto: all GPUs, or one process on a CPU."""
+    """Devices per machine; auto: one. More than one is not supported yet."""
     num_nodes: int = 1
-    """Number of machines."""
+    """Number of machines; more than one is not supported yet."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """auto: bf16 where the processor has it natively, else 32."""
     deterministic: bool = True

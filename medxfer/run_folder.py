@@ -83,6 +83,13 @@ class RunFolder:
             raise ConfigError(f"another process is working in {self.path}; wait for it or stop it") from error
         return self._lock
 
+    def remove_empty(self) -> None:
+        """Remove the folder that `create` made, as long as nothing was written to it."""
+        self._lock.release()
+        (self.path / ".lock").unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.figures, self.path):
+            folder.rmdir()
+
     def read_record(self) -> dict[str, Any]:
         """Return what `run.json` holds.
 

@@ -27,7 +27,7 @@ from medxfer.parsing import absolute_paths, check_training, parse_config, resume
 from medxfer.records import log_evidence, log_start, peak_memory_mb, print_results, print_start, write_start
 from medxfer.results import predict_split, write_contact_sheet, write_evidence
 from medxfer.run_folder import RunFolder
-from medxfer.tracking.mlflow_run import build_run
+from medxfer.tracking.mlflow_run import MlflowRun, build_run
 from medxfer.training.callbacks.checkpointing import Checkpointing
 from medxfer.training.callbacks.freezing import Stages
 from medxfer.training.callbacks.history import History
@@ -65,14 +65,7 @@ def train(config: TrainConfig) -> int:
         config.data, store_folder=Path(config.output_dir) / "pixels", seed=config.seed, workers=cores()
     )
     net, description, weights_digest = build_net(config, data, place)
-    place.enter()
-    tracked = build_run(
-        config.tracking,
-        output_dir=Path(config.output_dir),
-        name=place.folder.path.name,
-        run_id=place.record.get("mlflow_run_id"),
-        uri=place.record.get("tracking_uri"),
-    )
+    tracked = place.enter(config)
     precision = place.record.get("precision") or resolve_precision(config.trainer.precision, on_gpu=on_gpu)
     with tracked.ending_as("FAILED", interrupted="KILLED"):
         started = time.monotonic()
@@ -168,11 +161,27 @@ class RunPlace:
         RunFolder.refuse_existing(path)
         return cls(RunFolder(path), False, {})
 
-    def enter(self) -> None:
-        """Make a new run's folder, and keep other processes out of it."""
+    def enter(self, config: TrainConfig) -> MlflowRun:
+        """Make a new run's folder, keep other processes out of it, and start or go on with the MLflow run.
+
+        Raises:
+            ConfigError: the folder or the MLflow store cannot be used; a new run's folder is gone again.
+        """
         if not self.resumed:
             RunFolder.create(self.folder.path)
         self.folder.lock()
+        try:
+            return build_run(
+                config.tracking,
+                output_dir=Path(config.output_dir),
+                name=self.folder.path.name,
+                run_id=self.record.get("mlflow_run_id"),
+                uri=self.record.get("tracking_uri"),
+            )
+        except ConfigError:
+            if not self.resumed:
+                self.folder.remove_empty()
+            raise
 
 
 def build_net(config: TrainConfig, data: Collection, place: RunPlace) -> tuple[TransferNet, Description, str]:

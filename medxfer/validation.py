@@ -104,9 +104,11 @@ def _learning_faults(config: TrainConfig) -> Iterator[str]:
     if loss.name == "focal" and loss.label_smoothing:
         yield "loss.label_smoothing is not defined for loss.name: focal; set one of them back"
     yield from _outside("loss.focal_gamma", loss.focal_gamma, 0, 20)
-    yield from _outside("trainer.num_nodes", trainer.num_nodes, 1, math.inf)
-    if trainer.devices != "auto":
-        yield from _outside("trainer.devices", trainer.devices, 1, math.inf)
+    if trainer.devices not in ("auto", 1) or trainer.num_nodes != 1:
+        yield (
+            "training on several devices or machines is not supported yet: set trainer.devices to 1 or auto and "
+            f"trainer.num_nodes to 1, got {trainer.devices} and {trainer.num_nodes}"
+        )
     yield from _outside("trainer.accumulate", trainer.accumulate, 1, math.inf)
     yield from _outside("checkpoint.every_minutes", config.checkpoint.every_minutes, 0, math.inf)
     yield from _outside("checkpoint.keep", config.checkpoint.keep, 0, math.inf)

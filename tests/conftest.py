@@ -13,8 +13,6 @@ from medxfer import train
 from medxfer.data.phantoms import write_lesion_phantoms, write_xray_phantoms
 from medxfer.models.inception import InceptionBackbone, initialize_from_scratch
 
-torch.set_num_threads(2)
-
 SIZE_PX = 75  # the smallest that Inception V3 takes
 
 

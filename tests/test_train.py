@@ -50,7 +50,8 @@ def test_metrics_json_has_every_metric_with_its_interval(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics) == {"val", "test"}
     assert set(metrics["test"]) == {
-        "auroc", "average_precision", "sensitivity", "specificity", "balanced_accuracy", "accuracy", "f1", "brier", "ece",
+        "auroc", "average_precision", "sensitivity", "specificity", "balanced_accuracy", "accuracy", "f1", "brier",
+        "ece",
     }  # fmt: skip
     for entry in metrics["test"].values():
         assert set(entry) == {"value", "low", "high", "per_class"}
@@ -262,11 +263,11 @@ def test_multilabel_multiclass_and_folders(tmp_path, lesions, source):
     predictions = pd.read_csv(tmp_path / "several/predictions.csv")
     assert list(predictions.columns[2:]) == ["target_large", "target_malignant", "prob_large", "prob_malignant"]
     for i, path in enumerate(rows["path"]):
-        folder = tmp_path / "classes" / ["a", "b", "c"][i % 3]
+        folder = tmp_path / "folders" / ["a", "b", "c"][i % 3]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(lesions.parent / path, folder)
     classes = training_command(
-        tmp_path, tmp_path / "classes", source, tracking__run_name="classes", loss__class_weights="balanced",
+        tmp_path, tmp_path / "folders", source, tracking__run_name="classes", loss__class_weights="balanced",
         model__normalization="dataset", **shared,
     )  # fmt: skip
     assert train.main(classes) == 0
@@ -309,6 +310,7 @@ def test_mistakes_end_with_2_and_plain_lines(tmp_path, xrays, source, capsys, mo
     assert err.startswith("error: ") or "\nerror: " in err
     assert expected in err
     assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path, xrays, source, capsys):

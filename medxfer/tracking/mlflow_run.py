@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -89,8 +90,9 @@ class MlflowRun:
 
     def watch_system(self, *, resumed: bool) -> None:
         """Log processor, memory, disk, network and GPU use from now on."""
+        seconds = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or SAMPLING_SECONDS
         self._monitor = SystemMetricsMonitor(
-            self.run_id, sampling_interval=SAMPLING_SECONDS, resume_logging=resumed, tracking_uri=self.uri
+            self.run_id, sampling_interval=seconds, resume_logging=resumed, tracking_uri=self.uri
         )
         self._monitor.start()
 
@@ -157,10 +159,10 @@ def build_run(
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
             run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise ConfigError(
-            f"the MLflow store {shareable_uri(uri)} cannot be used: {str(error).splitlines()[0]}\n"
-            "check tracking.uri or MLFLOW_TRACKING_URI"
+            f"the MLflow store {shareable_uri(uri)} cannot be used: {reason}\ncheck tracking.uri or MLFLOW_TRACKING_URI"
         ) from error
     return MlflowRun(client, uri=uri, run_id=run_id, experiment=config.experiment)
 

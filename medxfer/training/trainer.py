@@ -9,16 +9,23 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 
 from medxfer.config import OptimConfig, TrainerConfig
+from medxfer.errors import ConfigError
 
 Precision = Literal["32-true", "bf16-mixed"]
 
 
 def uses_gpu(accelerator: str) -> bool:
-    """Return whether a choice of accelerator ends on a GPU of this machine."""
-    return accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    """Return whether a choice of accelerator ends on a GPU of this machine.
+
+    Raises:
+        ConfigError: a GPU is asked for where there is none.
+    """
+    available = torch.cuda.is_available()
+    if accelerator == "gpu" and not available:
+        raise ConfigError("a GPU was asked for, and PyTorch finds no CUDA GPU here: choose auto or cpu as accelerator")
+    return available and accelerator != "cpu"
 
 
 def resolve_precision(precision: str, *, on_gpu: bool) -> Precision:
@@ -46,7 +53,7 @@ def build_predictor(*, accelerator: str, precision: Precision, callbacks: list[C
     """Build a trainer that only predicts, on one device, in a run's own arithmetic."""
     quiet_lightning()
     return Trainer(
-        accelerator=accelerator,
+        accelerator="cuda" if uses_gpu(accelerator) else "cpu",
         devices=1,
         precision=precision,
         deterministic=True,
@@ -81,13 +88,9 @@ def build_trainer(
         progress_bar: None: no bar.
     """
     quiet_lightning()
-    one_device = config.devices == 1 or (config.devices == "auto" and torch.cuda.device_count() <= 1)
     return Trainer(
-        accelerator=config.accelerator,
-        devices=1 if config.devices == "auto" and not uses_gpu(config.accelerator) else config.devices,
-        num_nodes=config.num_nodes,
-        # The head stage gives the tuned blocks no gradient; see the network's `head_only`.
-        strategy="auto" if one_device and config.num_nodes == 1 else DDPStrategy(find_unused_parameters=True),
+        accelerator="cuda" if uses_gpu(config.accelerator) else "cpu",
+        devices=1,
         precision=precision,
         max_epochs=max_epochs,
         accumulate_grad_batches=config.accumulate,
