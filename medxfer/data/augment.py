@@ -1,6 +1,7 @@
 """albumentations pipelines by modality, drawn from a given seed. Nothing else knows albumentations."""
 
 import os
+import random
 import warnings
 from collections.abc import Callable
 
@@ -74,7 +75,8 @@ def build_augmentation(modality: str, strength: float) -> Augmentation | None:
         pipeline = A.Compose([*PIPELINES[modality](strength)])
 
     def augment(image: np.ndarray, seed: int) -> np.ndarray:
-        pipeline.set_random_seed(seed)
+        # One stream for all transforms: `set_random_seed` would give each its own copy, and all the same numbers.
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return pipeline(image=image)["image"].reshape(image.shape)
 
     return augment
