@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
@@ -64,9 +63,9 @@ def read_dicom(path: Path, *, max_pixels: int) -> np.ndarray:
 def _parse(path: Path) -> Dataset:
     try:
         dataset = pydicom.dcmread(path, force=True)
-    except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-        raise DataError("is a damaged DICOM file: its tags cannot be read") from error
-    except (NotImplementedError, MemoryError, OverflowError, RecursionError, IndexError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # pydicom has exceptions of its own, and lets those of struct and codecs through
         raise DataError("is a damaged DICOM file: its tags cannot be read") from error
     meta = getattr(dataset, "file_meta", None)
     if meta is None:
@@ -74,6 +73,8 @@ def _parse(path: Path) -> Dataset:
     if "TransferSyntaxUID" not in meta:
         implicit = dataset.original_encoding[0] is not False
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    if not isinstance(meta.TransferSyntaxUID, UID):
+        raise DataError("is a damaged DICOM file: it names more than one transfer syntax, or none")
     return dataset
 
 
@@ -85,7 +86,9 @@ def _check(dataset: Dataset, max_pixels: int) -> None:
         if missing:
             raise DataError(f"is a DICOM file that lacks {', '.join(missing)}")
         frames, pixels = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows) * int(dataset.Columns)
-    except (ValueError, TypeError, AttributeError, NotImplementedError, struct.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # tags are converted when they are first read
         raise DataError("is a damaged DICOM file: its image tags cannot be read") from error
     if frames > 1:
         raise DataError(f"is a DICOM file with {frames} frames; one picture is needed: export the frame you want")
@@ -97,7 +100,9 @@ def _decode(dataset: Dataset) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         pixels = pixel_array(dataset)
-    except Exception as error:  # decoders of many libraries, each with exceptions of its own
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # decoders of many libraries; a panic in one of them is not even an Exception
         name = syntax.name if not syntax.is_private else "a private transfer syntax"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else type(error).__name__
@@ -158,8 +163,13 @@ def _table(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """Apply the first VOI LUT; None without a usable one."""
     try:
         items = dataset.get("VOILUTSequence")
-        if not items or not np.issubdtype(values.dtype, np.integer):
+        if not items:
             return None
+        if not np.issubdtype(values.dtype, np.integer):  # a rescale gives floating point, also by 1 and 0
+            whole = np.rint(values)
+            if not np.array_equal(whole, values):
+                return None
+            values = whole.astype(np.int64)
         shown = apply_voi(values, dataset, index=0)
         table = np.asarray(items[0].LUTData if not isinstance(items[0].LUTData, bytes) else shown)
         return scale_to_uint8(shown, low=float(table.min()), high=float(table.max()))
@@ -176,7 +186,10 @@ def _window(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
             return None
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             low, high = apply_windowing(np.array([-1e30, 1e30]), dataset)
-            return scale_to_uint8(apply_windowing(values, dataset), low=float(low), high=float(high))
+            sign = 1 if high > low else -1  # pydicom's range runs backwards below a negative slope
+            return scale_to_uint8(
+                sign * apply_windowing(values, dataset), low=float(sign * low), high=float(sign * high)
+            )
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
         return None
 

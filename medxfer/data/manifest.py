@@ -1,5 +1,6 @@
 """A CSV or a folder of class folders → one validated row per image. No image is opened here."""
 
+import csv
 import difflib
 import hashlib
 import io
@@ -110,7 +111,7 @@ def read_manifest(
         patient_column: None: `patient_id` if there is one.
         split_column: None: `split` if there is one.
         task: auto, binary, multiclass or multilabel.
-        class_names: their order; None: sorted. All of them need not occur.
+        class_names: their order; None: sorted. In an evaluation all of them need not occur.
         use_splits: False: a split in the source is ignored.
         allow_outside_root: allow paths that leave the image root.
 
@@ -118,13 +119,13 @@ def read_manifest(
         DataError: with everything that is wrong.
     """
     if source.is_dir():
-        table = _folder_table(source)
+        table, places = _folder_table(source)
         image_root, path_column, label_columns = source, "path", ["label"]
     elif source.is_file():
-        table = _read_table(source)
+        table, places = _read_table(source)
     else:
         raise DataError(f"data.source must be a CSV or a folder of class folders; there is no {source}")
-    reader = _Reader(table, source, image_root or source.parent, allow_outside_root)
+    reader = _Reader(table, places, source, image_root or source.parent, allow_outside_root)
     patient_column = patient_column or ("patient_id" if "patient_id" in table else None)
     split_column = (split_column or ("split" if "split" in table else None)) if use_splits else None
     named = [path_column, *label_columns, *(c for c in (patient_column, split_column) if c)]
@@ -139,7 +140,8 @@ def read_manifest(
     raise AssertionError("a missing column is a fault")
 
 
-def _read_table(source: Path) -> pd.DataFrame:
+def _read_table(source: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Read a CSV as texts; with each row's place in the file, for messages."""
     try:
         text = source.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -148,19 +150,43 @@ def _read_table(source: Path) -> pd.DataFrame:
         raise DataError(f"the table {source} must be UTF-8 text; save it as CSV UTF-8: {error}") from error
     if not text.strip():
         raise DataError(f"the table {source} is empty; it needs a header and one row per image")
-    header = text.lstrip("\r\n").splitlines()[0]
-    delimiter = max(",;\t", key=header.count)
+    delimiter = max(",;\t", key=text.lstrip("\r\n").splitlines()[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    lines: list[str] = []
+    rows: list[list[str]] = []
+    faults: list[str] = []
+    last = []
+    line = 1
     try:
-        table = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (pd.errors.ParserError, ValueError) as error:
-        raise DataError(f"the table {source} is not a CSV: {' '.join(str(error).split())}") from error
-    if table.empty:
+        for cells in reader:
+            last = cells
+            if any(cell.strip() for cell in cells):
+                lines.append(f"line {line}")
+                rows.append([cell.strip() for cell in cells])
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"the table {source} is not a CSV: {error} in line {reader.line_num}") from error
+    header = rows.pop(0)
+    del lines[0]
+    while not header[-1]:
+        header.pop()
+    twice = [repr(name) for name, count in Counter(header).items() if count > 1]
+    if twice:
+        faults.append(f"its header names {', '.join(twice)} more than once")
+    if any(cell.endswith("\n") for cell in last):
+        faults.append(f"{lines[-1]} opens a quote that is not closed")
+    for place, cells in zip(lines, rows, strict=True):
+        if any(cells[len(header) :]):
+            faults.append(f"{place} has {len(cells)} cells, and the header names {len(header)} columns")
+    if faults:
+        raise DataError(listed(f"the table {source} is not a CSV with one column per name:", faults))
+    if not rows:
         raise DataError(f"the table {source} has a header but no rows")
-    table.columns = [str(column).strip() for column in table.columns]
-    return pd.DataFrame({column: table[column].str.strip() for column in table.columns})
+    whole = [[*cells, *[""] * len(header)][: len(header)] for cells in rows]
+    return pd.DataFrame(whole, columns=header, dtype=str), lines
 
 
-def _folder_table(source: Path) -> pd.DataFrame:
+def _folder_table(source: Path) -> tuple[pd.DataFrame, list[str]]:
     """List class folders, or class folders in split folders, as a table."""
     folders = [f for f in sorted(source.iterdir()) if f.is_dir() and not f.name.startswith(".")]
     rows = []
@@ -176,14 +202,17 @@ def _folder_table(source: Path) -> pd.DataFrame:
             f"the folder {source} must hold one sub-folder per class with images in it (PNG, JPEG, TIFF, BMP, WebP, "
             f"DICOM), found {len(folders)} sub-folders and no image"
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), [f"image {number}" for number in range(1, len(rows) + 1)]
 
 
 class _Reader:
     """Reads a table column by column and collects what is wrong."""
 
-    def __init__(self, table: pd.DataFrame, source: Path, root: Path, allow_outside_root: bool) -> None:
+    def __init__(
+        self, table: pd.DataFrame, places: list[str], source: Path, root: Path, allow_outside_root: bool
+    ) -> None:
         self.table = table
+        self.places = places
         self.source = source
         self.root = root
         self.allow_outside_root = allow_outside_root
@@ -209,21 +238,20 @@ class _Reader:
         seen: dict[Path, int] = {}
         for row, path in enumerate(paths):
             if not path or "\0" in path:
-                self.faults.append(
-                    f"{_line(row)}: the path is empty" if not path else f"{_line(row)}: the path holds NUL"
-                )
+                self.faults.append(f"{self.places[row]}: the path {'holds NUL' if path else 'is empty'}")
                 continue
             try:
                 file = (root / path).resolve()
+                exists = file.is_file()
             except (OSError, RuntimeError):  # a name that is too long, or a loop of links
-                missing.append(f"{_line(row)}: {path}")
+                missing.append(f"{self.places[row]}: {path}")
                 continue
             if not self.allow_outside_root and not file.is_relative_to(root):
-                outside.append(f"{_line(row)}: {path}")
-            elif not file.is_file():
-                missing.append(f"{_line(row)}: {path}")
+                outside.append(f"{self.places[row]}: {path}")
+            elif not exists:
+                missing.append(f"{self.places[row]}: {path}")
             elif file in seen:
-                self.faults.append(f"{_line(row)}: {path} is the same image as {_line(seen[file])}")
+                self.faults.append(f"{self.places[row]}: {path} is the same image as {self.places[seen[file]]}")
             seen.setdefault(file, row)
             files.append(file)
         self._count("images leave the image folder, which is not allowed", outside)
@@ -247,7 +275,7 @@ class _Reader:
         self, column: str, task: str, class_names: Sequence[str] | None
     ) -> tuple[np.ndarray, tuple[str, ...], str]:
         labels = list(self.table[column])
-        self._count(f"rows have no {column}", [_line(row) for row, label in enumerate(labels) if not label])
+        self._count(f"rows have no {column}", [self.places[row] for row, label in enumerate(labels) if not label])
         found = sorted({label for label in labels if label})
         names = tuple(class_names) if class_names is not None else tuple(found)
         unknown = [label for label in found if label not in names]
@@ -279,7 +307,7 @@ class _Reader:
                 if value in LABEL_VALUES:
                     targets[row, k] = LABEL_VALUES[value]
                 else:
-                    wrong.append(f"{_line(row)}: {value!r}")
+                    wrong.append(f"{self.places[row]}: {value!r}")
             self._count(f"rows must hold 1, 0 or nothing (unknown) in {column}", wrong)
             if not wrong and not {0.0, 1.0} <= set(targets[:, k].tolist()):
                 self.faults.append(f"{column} must hold both 1 and 0, found {sorted(set(self.table[column]))}")
@@ -288,7 +316,7 @@ class _Reader:
     def patients(self, column: str | None) -> np.ndarray | None:
         if column is None:
             return None
-        self._count(f"rows have no {column}", [_line(row) for row, p in enumerate(self.table[column]) if not p])
+        self._count(f"rows have no {column}", [self.places[row] for row, p in enumerate(self.table[column]) if not p])
         return self.table[column].to_numpy(dtype=str)
 
     def splits(
@@ -302,7 +330,9 @@ class _Reader:
         if column is None:
             return None
         values = [SPLIT_NAMES.get(value.lower()) for value in self.table[column]]
-        wrong = [f"{_line(row)}: {self.table[column][row]!r}" for row, value in enumerate(values) if value is None]
+        wrong = [
+            f"{self.places[row]}: {self.table[column][row]!r}" for row, value in enumerate(values) if value is None
+        ]
         self._count(f"rows must hold train, val or test in {column}", wrong)
         splits = np.array([value or "" for value in values])
         if not wrong:
@@ -337,7 +367,3 @@ def split_faults(
         lacking = [name for name, count in zip(class_names, positive, strict=True) if not count]
         if lacking:
             yield f"the split {split} has no image of {', '.join(map(repr, lacking))}"
-
-
-def _line(row: int) -> str:
-    return f"line {row + 2}"  # behind the header, and counted from 1

@@ -68,9 +68,9 @@ def write_source_phantoms(folder: Path, *, images_per_class: int, size_px: int =
             rng = np.random.default_rng((seed, k, number))
             ground = cv2.GaussianBlur(rng.random((size_px, size_px)).astype(np.float32), (0, 0), rng.uniform(1, 6))
             ground = (ground - ground.mean()) / (ground.std() + 1e-6) * 0.1 + rng.uniform(0.3, 0.5)
-            strength = paint(rng, size_px)[..., np.newaxis] * rng.uniform(0.35, 0.7)
-            first, second = rng.uniform(0.1, 1.0, size=(2, 3))
-            picture = (1 - strength) * ground[..., np.newaxis] * first + strength * second
+            strength = paint(rng, size_px)[..., np.newaxis] * rng.uniform(0.5, 1.0)
+            dark, bright = rng.uniform(0.1, 0.7, size=3), rng.uniform(0.5, 1.0, size=3)
+            picture = (1 - strength) * ground[..., np.newaxis] * dark + strength * bright
             picture += rng.normal(0, 0.03, picture.shape)
             Image.fromarray(_to_uint8(picture)).save(folder / name / f"{number:04d}.jpg", quality=92)
     return folder

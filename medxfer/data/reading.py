@@ -1,6 +1,7 @@
 """Any image file → uint8 (H, W, C). Decides which decoder, by content and from a fixed list."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 """What a scan of a folder takes for an image; a file's content decides how it is read."""
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 150_000_000
 """Largest picture that is decoded; an X-ray has at most about 25 million."""
 
 HEADER_BYTES = 132 + 64
@@ -86,11 +87,15 @@ def _is_dicom_file(path: Path) -> bool:
 def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
     """Decode with Pillow: uint8 (H, W, 1) or (H, W, 3)."""
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, see below
+            picture = Image.open(path, formats=FORMATS)
+        with picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise DataError(f"has {width} × {height} pixels, more than the {max_pixels:,} that are allowed")
-            if getattr(picture, "n_frames", 1) > 1:
+            # A camera's JPEG may hold previews and depth maps behind the picture (MPO).
+            if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
                 raise DataError(
                     f"holds {getattr(picture, 'n_frames', 1)} pictures; one is needed: save the one you want"
                 )
@@ -98,7 +103,11 @@ def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
             return _to_array(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:
         raise DataError("is not a PNG, JPEG, TIFF, BMP, WebP or DICOM image") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, IndexError, KeyError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(f"has more than the {max_pixels:,} pixels that are allowed") from error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow lets the exceptions of struct and of arithmetic through
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -108,11 +117,12 @@ def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
 def _to_array(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I") or picture.mode == "F":
         return to_uint8(np.asarray(picture))[..., np.newaxis]
+    transparent = "transparency" in picture.info
+    if picture.mode == "LA" or (picture.mode in ("1", "L") and transparent):
+        return _on_black(picture.convert("RGBA"))[..., :1]
     if picture.mode in ("1", "L"):
         return np.asarray(picture.convert("L"))[..., np.newaxis]
-    if picture.mode == "LA":
-        return _on_black(picture.convert("RGBA"))[..., :1]
-    if picture.mode in ("RGBA", "PA", "RGBa", "La") or "transparency" in picture.info:
+    if transparent or picture.mode in ("RGBA", "PA", "RGBa", "La"):
         return _on_black(picture.convert("RGBA"))
     return np.asarray(picture.convert("RGB"))
 

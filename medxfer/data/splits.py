@@ -1,5 +1,6 @@
 """Patient-grouped, stratified, seeded splits."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,7 +62,7 @@ def split_by_group(
     """
     fractions = np.array([1 - val_fraction - test_fraction, val_fraction, test_fraction])
     _, members = np.unique(groups, return_inverse=True)
-    counts = _class_counts(targets, members)
+    counts = _class_counts(targets, members, len(class_names))
     _refuse_too_few(counts, fractions, class_names)
     best, best_score = None, np.inf
     for number in range(max(3, min(tries, 300_000 // len(counts)))):
@@ -102,13 +103,14 @@ def split_by_fold(
         raise DataError(f"data.folds is {folds}, but there are only {number} patients or images")
     _, stratum = np.unique(strata(targets), return_inverse=True)
     fold_of = np.empty(len(groups), dtype=int)
-    # Folds of rare classes are judged below, by what each split really holds; scikit-learn would only warn.
-    rarest = int(np.bincount(stratum).min())
-    if rarest < folds:
-        raise DataError(f"data.folds is {folds}, but the rarest class has only {rarest} images; use fewer folds")
+    most = int(np.bincount(stratum).max())
+    if most < folds:
+        raise DataError(f"data.folds is {folds}, but the largest class has only {most} images; use fewer folds")
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    for k, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), stratum, groups)):
-        fold_of[rows] = k
+    with warnings.catch_warnings():  # rare classes are judged below, by what each split really holds
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        for k, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), stratum, groups)):
+            fold_of[rows] = k
     splits = np.full(len(groups), "train", dtype="<U5")
     splits[fold_of == fold] = "test"
     splits[fold_of == (fold + 1) % folds] = "val"
@@ -142,12 +144,9 @@ def split_table(
     return "\n".join(lines)
 
 
-def _class_counts(targets: np.ndarray, members: np.ndarray) -> np.ndarray:
+def _class_counts(targets: np.ndarray, members: np.ndarray, num_classes: int) -> np.ndarray:
     """Images of each class in each group, (G, K), and all images in the last column, (G, K + 1)."""
-    if targets.ndim == 2:
-        one_hot = (targets == 1).astype(np.int64)
-    else:
-        one_hot = np.eye(int(targets.max()) + 1, dtype=np.int64)[targets]
+    one_hot = (targets == 1).astype(np.int64) if targets.ndim == 2 else np.eye(num_classes, dtype=np.int64)[targets]
     counts = np.zeros((members.max() + 1, one_hot.shape[1] + 1), dtype=np.int64)
     np.add.at(counts, members, np.column_stack([one_hot, np.ones(len(members), dtype=np.int64)]))
     return counts
@@ -158,7 +157,7 @@ def _refuse_too_few(counts: np.ndarray, fractions: np.ndarray, class_names: Sequ
     holders = (counts[:, :-1] > 0).sum(axis=0)
     short = [
         f"{name} has {found} of the {needed} patients (or images, without patients) that {needed} splits need"
-        for name, found in zip(class_names, holders, strict=False)
+        for name, found in zip(class_names, holders, strict=True)
         if found < needed
     ]
     if short:

@@ -55,8 +55,6 @@ def test_seeds_give_different_pictures(modality):
     assert len(found) >= 25
 
 
-
-
 def test_transforms_are_drawn_independently_of_each_other():
     augment = build_augmentation("xray", 1.0)
     assert augment is not None

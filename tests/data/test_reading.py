@@ -1,0 +1,410 @@
+"""Any image file to bytes, against Pillow and plain arithmetic; and every kind of file that is no image."""
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from medxfer.data.dicom import write_dicom
+from medxfer.data.intensity import to_uint8
+from medxfer.data.reading import FORMATS, IMAGE_SUFFIXES, find_images, read_image
+from medxfer.errors import DataError
+
+
+def _random(*shape: int, top: int = 256, dtype: str = "uint8", seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, top, shape).astype(dtype)
+
+
+def _smooth(height: int = 48, width: int = 40) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([60 + 2 * y + x, 200 - y - 2 * x, 80 + y + x], axis=-1).astype(np.uint8)
+
+
+def _saved(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path:
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+    return path
+
+
+def _read(path: Path, channels: int = 1) -> np.ndarray:
+    found = read_image(path, channels=channels)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert found.shape[2:] == (channels,)
+    return found
+
+
+def _luminance(colours: np.ndarray) -> np.ndarray:
+    """Compute ITU-R 601-2 luma, without rounding."""
+    return colours.astype(np.float64) @ [0.299, 0.587, 0.114]
+
+
+def _attempt(path: Path) -> np.ndarray | str:
+    """Return the picture, or the one line that says why there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on damage
+            return read_image(path, channels=3)
+    except DataError as error:
+        return str(error)
+
+
+def _refusal(path: Path, **options: int) -> str:
+    with pytest.raises(DataError) as caught:
+        read_image(path, channels=1, **options)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.PNG"])
+def test_grey_bytes_stay_as_they_are_and_are_repeated_for_three_channels(tmp_path, name):
+    grey = _random(30, 20)
+    path = _saved(tmp_path / name, grey)
+    np.testing.assert_array_equal(_read(path)[..., 0], grey)
+    np.testing.assert_array_equal(_read(path, 3), np.stack(3 * [grey], axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {}),
+        ("a.bmp", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.tif", {}),
+        ("a.tif", {"compression": "tiff_lzw"}),
+        ("a.tif", {"compression": "tiff_deflate"}),
+        ("a.tif", {"compression": "packbits"}),
+    ],
+)
+def test_colours_stay_as_they_are_and_become_grey_by_luminance(tmp_path, name, options):
+    colours = _random(30, 20, 3)
+    path = _saved(tmp_path / name, colours, **options)
+    np.testing.assert_array_equal(_read(path, 3), colours)
+    np.testing.assert_allclose(_read(path)[..., 0], _luminance(colours), atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.jpg", {"quality": 95}), ("a.jpg", {"progressive": True}), ("a.webp", {"quality": 95})]
+)
+def test_lossy_formats_are_as_pillow_decodes_them(tmp_path, name, options):
+    path = _saved(tmp_path / name, _smooth(), **options)
+    np.testing.assert_array_equal(_read(path, 3), np.asarray(Image.open(path)))
+    assert np.abs(_read(path, 3).astype(int) - _smooth()).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("top", [256, 4096, 65536])
+def test_sixteen_bits_are_scaled_by_robust_percentiles(tmp_path, name, top):
+    film = _random(40, 50, top=top, dtype="uint16")
+    low, high = np.percentile(film.astype(float), (0.5, 99.5))
+    found = _read(_saved(tmp_path / name, film))[..., 0]
+    np.testing.assert_allclose(found, np.clip((film - low) / (high - low), 0, 1) * 255, atol=0.51)
+
+
+def test_big_endian_tiff_is_as_little_endian(tmp_path):
+    film = _random(40, 50, top=4096, dtype="uint16")
+    little = _read(_saved(tmp_path / "little.tif", film))
+    entries = [(256, 3, 50), (257, 3, 40), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, 1),
+               (278, 3, 40), (279, 4, film.nbytes)]  # fmt: skip
+    content = struct.pack(">2sHIH", b"MM", 42, 8, len(entries))
+    for tag, kind, value in entries:
+        content += struct.pack(">HHI", tag, kind, 1) + struct.pack(
+            ">HH" if kind == 3 else ">I", *(value, 0)[: 5 - kind]
+        )
+    (tmp_path / "big.tif").write_bytes(content.ljust(200, b"\0") + film.astype(">u2").tobytes())
+    np.testing.assert_array_equal(_read(tmp_path / "big.tif"), little)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_tiff_of_other_numbers(tmp_path, dtype):
+    film = (_random(40, 50, top=70000, dtype="int64") - 1000).astype(dtype)
+    np.testing.assert_array_equal(_read(_saved(tmp_path / "a.tif", film))[..., 0], to_uint8(film))
+
+
+def test_numbers_that_are_not_finite_in_a_tiff_are_no_crash(tmp_path):
+    film = _random(40, 50, top=4096, dtype="float32")
+    film[0, 0], film[0, 1] = np.nan, np.inf
+    assert _read(_saved(tmp_path / "a.tif", film))[0, :2, 0].tolist() == [0, 255]
+
+
+def test_black_and_white_become_0_and_255(tmp_path):
+    bits = _random(30, 20, top=2).astype(bool)
+    found = _read(_saved(tmp_path / "a.png", Image.fromarray(bits)))
+    np.testing.assert_array_equal(found[..., 0], bits * 255)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif"])
+def test_a_palette_gives_its_colours(tmp_path, name):
+    colours = _random(6, 3, seed=1)
+    indices = _random(30, 20, top=6)
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette(colours.tobytes())
+    picture.putdata(indices.ravel().tolist())
+    path = _saved(tmp_path / name, picture)
+    np.testing.assert_array_equal(_read(path, 3), colours[indices])
+    np.testing.assert_allclose(_read(path)[..., 0], _luminance(colours[indices]), atol=0.51)
+
+
+def test_a_palette_with_a_transparent_colour_is_shown_on_black(tmp_path):
+    colours = np.array([[200, 100, 50], [10, 250, 30]], dtype=np.uint8)
+    indices = _random(30, 20, top=2)
+    picture = Image.new("P", (20, 30))
+    picture.putpalette(colours.tobytes())
+    picture.putdata(indices.ravel().tolist())
+    path = _saved(tmp_path / "a.png", picture, transparency=0)
+    np.testing.assert_array_equal(_read(path, 3), np.where(indices[..., None] == 0, 0, colours[indices]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.png", {}), ("a.tif", {}), ("a.webp", {"lossless": True, "exact": True})]
+)
+def test_transparent_colours_are_shown_on_black(tmp_path, name, options):
+    picture = _random(30, 20, 4)
+    picture[:5, :, 3], picture[5:10, :, 3] = 0, 255
+    expected = picture[..., :3] * (picture[..., 3:] / 255)
+    path = _saved(tmp_path / name, picture, **options)
+    np.testing.assert_allclose(_read(path, 3), expected, atol=1)
+    np.testing.assert_allclose(_read(path)[..., 0], _luminance(expected), atol=1.5)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_transparent_grey_is_shown_on_black(tmp_path, name):
+    picture = _random(30, 20, 2)
+    picture[:5, :, 1], picture[5:10, :, 1] = 0, 255
+    path = _saved(tmp_path / name, Image.fromarray(picture))
+    expected = picture[..., 0] * (picture[..., 1] / 255)
+    np.testing.assert_allclose(_read(path)[..., 0], expected, atol=1)
+    np.testing.assert_array_equal(_read(path, 3), np.repeat(_read(path), 3, axis=2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "L",
+        "RGB",
+    ],
+)
+def test_a_colour_declared_transparent_is_shown_on_black(tmp_path, kind, channels):
+    picture = Image.new(kind, (8, 8), 200 if kind == "L" else (200, 200, 200))
+    path = _saved(tmp_path / "a.png", picture, transparency=200 if kind == "L" else (200, 200, 200))
+    assert not _read(path, channels).any()
+
+
+def test_four_colour_jpeg_becomes_rgb(tmp_path):
+    path = _saved(tmp_path / "a.jpg", Image.fromarray(_smooth()).convert("CMYK"), quality=95)
+    assert np.abs(_read(path, 3).astype(int) - _smooth()).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _saved(tmp_path / name, _smooth(48, 24), exif=exif, quality=95)
+    stored = np.asarray(Image.open(path))  # (row, column) of the file, turned by the words of the EXIF standard
+    turned = {
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1), 7: stored[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(stored),
+    }[orientation]  # fmt: skip
+    if name != "a.tif":  # Pillow turns a TIFF by itself when it loads
+        np.testing.assert_array_equal(_read(path, 3), turned)
+    np.testing.assert_array_equal(_read(path, 3), np.asarray(ImageOps.exif_transpose(Image.open(path))))
+    assert _read(path, 3).shape[:2] == ((48, 24) if orientation < 5 else (24, 48))
+
+
+def test_the_content_decides_and_not_the_name(tmp_path):
+    grey = _random(30, 20)
+    np.testing.assert_array_equal(_read(_saved(tmp_path / "a.dcm", grey, format="PNG"))[..., 0], grey)
+    np.testing.assert_array_equal(_read(_saved(tmp_path / "b", grey, format="BMP"))[..., 0], grey)
+    film = _random(30, 20, top=4096, dtype="uint16")
+    write_dicom(tmp_path / "c.png", film, patient_id="P")
+    np.testing.assert_array_equal(_read(tmp_path / "c.png")[..., 0], to_uint8(film))
+    assert _read(tmp_path / "c.png", 3).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "ppm", "ico", "tga", "jp2", "eps"])
+def test_other_formats_of_pillow_are_refused(tmp_path, suffix):
+    text = _refusal(_saved(tmp_path / f"a.{suffix}", _smooth()))
+    assert text == "is not a PNG, JPEG, TIFF, BMP, WebP or DICOM image"
+    assert set(FORMATS) == {"PNG", "JPEG", "TIFF", "BMP", "WEBP"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"path,label\na.png,benign\n", "is not a PNG"),
+        (b"<html><body>404 Not Found</body></html>", "is not a PNG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "is not a PNG"),
+        (bytes(1000), "is not a PNG"),
+        (b"\x89PNG\r\n\x1a\n", "is not a PNG"),
+        (b"\xff\xd8\xff", "is not a PNG"),
+        (b"MZ" + bytes(300), "is not a PNG"),
+    ],
+    ids=["empty", "table", "web page", "pointer of Git LFS", "zeros", "PNG signature", "JPEG signature", "program"],
+)
+def test_what_is_no_image_is_refused_in_one_line(tmp_path, content, reason):
+    (tmp_path / "a.png").write_bytes(content)
+    assert _refusal(tmp_path / "a.png").startswith(reason)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.webp"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_a_truncated_image_is_refused(tmp_path, name, part):
+    path = _saved(tmp_path / name, _random(64, 64, 3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    assert _refusal(path).startswith(("is damaged: ", "is not a PNG"))
+
+
+def test_a_damaged_png_is_refused_with_the_reason(tmp_path):
+    path = _saved(tmp_path / "a.png", _random(64, 64))
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0xFF
+    path.write_bytes(whole)
+    assert _refusal(path).startswith("is damaged: ")
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_the_system_s_own_words(tmp_path):
+    assert _refusal(tmp_path / "no.png") == "No such file or directory"
+    assert _refusal(tmp_path) == "Is a directory"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_refused(tmp_path):
+    path = _saved(tmp_path / "a.png", _random(8, 8))
+    path.chmod(0)
+    assert _refusal(path) == "Permission denied"
+
+
+@pytest.mark.parametrize("suffix", ["tif", "webp", "png"])
+def test_several_pictures_in_one_file_are_refused(tmp_path, suffix):
+    pages = [Image.fromarray(_random(16, 16, 3, seed=seed)) for seed in range(3)]
+    path = _saved(tmp_path / f"a.{suffix}", pages[0], save_all=True, append_images=pages[1:])
+    assert "holds 3 pictures; one is needed: save the one you want" in _refusal(path)
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """Return a PNG that says to be large and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def test_a_picture_larger_than_allowed_is_refused_before_it_is_decoded(tmp_path):
+    (tmp_path / "a.png").write_bytes(_png_header(5000, 4000))
+    found = _refusal(tmp_path / "a.png", max_pixels=19_999_999)
+    assert found == "has 5000 × 4000 pixels, more than the 19,999,999 that are allowed"
+    assert _refusal(tmp_path / "a.png", max_pixels=20_000_000).startswith("is damaged")
+
+
+@pytest.mark.parametrize("side", [20_000, 100_000])
+def test_a_bomb_is_refused(tmp_path, side):
+    (tmp_path / "a.png").write_bytes(_png_header(side, side))
+    assert "pixels" in _refusal(tmp_path / "a.png")
+
+
+def test_a_bomb_is_not_called_damaged(tmp_path):
+    (tmp_path / "a.png").write_bytes(_png_header(20_000, 20_000))
+    assert _refusal(tmp_path / "a.png") == "has more than the 150,000,000 pixels that are allowed"
+
+
+def test_the_first_of_a_cameras_pictures_is_the_picture(tmp_path):
+    picture, preview = Image.fromarray(_random(24, 20, 3)), Image.fromarray(_random(8, 8, 3))
+    picture.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview], quality=95)
+    picture.save(tmp_path / "b.jpg", quality=95)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.jpg", channels=3), read_image(tmp_path / "b.jpg", channels=3)
+    )
+
+
+def test_a_large_picture_that_is_allowed_brings_no_warning(tmp_path):
+    (tmp_path / "a.png").write_bytes(_png_header(10_000, 9_500))
+    with pytest.raises(DataError):
+        read_image(tmp_path / "a.png", channels=1)
+
+
+def test_a_tiff_with_a_damaged_second_page_is_refused_in_one_line(tmp_path):
+    pages = [Image.fromarray(_random(8, 8, seed=seed)) for seed in range(2)]
+    path = _saved(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    content = path.read_bytes()
+    place = max(content.rfind(struct.pack("<HHI", 257, kind, 1)) for kind in (3, 4))
+    path.write_bytes(content[:place] + struct.pack("<H", 32000) + content[place + 2 :])
+    _refusal(path)
+
+
+def test_a_damaged_exif_block_is_refused_in_one_line_or_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0
+    path = _saved(tmp_path / "a.jpg", _smooth(), exif=exif)
+    content, found = path.read_bytes(), 0
+    for order in "<>":
+        rational, text = struct.pack(f"{order}HHI", 0x011A, 5, 1), struct.pack(f"{order}HHI", 0x011A, 2, 8)
+        found += content.count(rational)
+        content = content.replace(rational, text)  # a resolution that is text
+    assert found == 1
+    path.write_bytes(content)
+    found = _attempt(path)
+    assert "\n" not in found if isinstance(found, str) else found.shape == (48, 40, 3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+def test_mutated_files_give_a_picture_or_one_line(tmp_path, suffix):
+    whole = _saved(tmp_path / f"a.{suffix}", _random(24, 20, 3)).read_bytes()
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=rng.integers(1, 6)):
+            content[place] = rng.integers(256)
+        (tmp_path / "mutated").write_bytes(content)
+        found.append(_attempt(tmp_path / "mutated"))
+    refusals = [text for text in found if isinstance(text, str)]
+    assert refusals
+    assert not any("\n" in text for text in refusals)
+
+
+def test_images_are_found_by_suffix_or_as_dicom_without_one(tmp_path):
+    film = _random(8, 8, top=4096, dtype="uint16")
+    (tmp_path / "b" / ".hidden").mkdir(parents=True)
+    for name in ("c.png", "a.JPG", "b/x.tiff", "b/y.webp", "z.dicom", "q.bmp"):
+        (tmp_path / name).write_bytes(b"the content is not looked at")
+    for name in ("b/plain", "1.2.840.113619"):
+        write_dicom(tmp_path / name, film, patient_id="P")
+    for name in ("notes.txt", "labels.csv", ".c.png", "b/.hidden/d.png", "README", "archive.7"):
+        (tmp_path / name).write_bytes(b"no image, or hidden")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["1.2.840.113619", "a.JPG", "b/plain", "b/x.tiff", "b/y.webp", "c.png", "q.bmp", "z.dicom"]
+
+
+def test_a_folder_without_images_gives_none(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing here")
+    assert find_images(tmp_path) == []
+
+
+def test_files_of_the_real_world_are_read_or_refused_in_one_line():
+    """Every file below MEDXFER_TEST_DATA whose reading fails, fails with a DataError."""
+    folder = os.environ.get("MEDXFER_TEST_DATA")
+    if not folder:
+        pytest.skip("MEDXFER_TEST_DATA is not set")
+    kept: dict[tuple[Path, str], list[Path]] = {}
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        kept.setdefault((path.parent, path.suffix if path.suffix in IMAGE_SUFFIXES else path.name), []).append(path)
+    # Of many files of a kind in one folder, 30 will do; DICOM files all differ.
+    chosen = [p for (_, kind), group in kept.items() for p in (group if kind == ".dcm" else group[:30])]
+    assert chosen, f"{folder} holds no file"
+    found = {path: _attempt(path) for path in chosen}
+    assert any(not isinstance(picture, str) and picture.any() for picture in found.values())
+    refused = {path: text for path, text in found.items() if isinstance(text, str)}
+    assert all(text.startswith(f"{path}: ") and "\n" not in text for path, text in refused.items())
