@@ -38,7 +38,7 @@ class FileDataset(Dataset[dict[str, Any]]):
         try:
             image = read_image(self.files[row], channels=self.channels)
         except DataError as error:
-            return {"row": row, "reason": str(error)}
+            return {"row": row, "reason": str(error).removeprefix(f"{self.files[row]}: ")}
         return {"row": row, "image": fit_image(image, size_px=self.size_px, fit=self.fit)}
 
 

@@ -27,8 +27,8 @@ class Interruption(Callback):
         self.asked = False
         self._before: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over Ctrl-C."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over Ctrl-C; earlier, Lightning would take this handler for the user's and put it back at the end."""
         self._before = signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

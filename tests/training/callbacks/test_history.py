@@ -1,0 +1,35 @@
+import pandas as pd
+import pytest
+
+from medxfer.training.callbacks.history import History, clock
+from medxfer.training.stages import StagePlan
+from tests.models.test_transfer import make_net
+from tests.training.fixtures import fit
+
+
+def test_one_row_per_epoch_and_one_printed_line(tmp_path, capsys):
+    plan = StagePlan(1, 1)
+    trainer = fit(
+        make_net(outputs=2, freeze_until="Mixed_7c"), tmp_path, History(path=tmp_path / "h.csv", plan=plan), plan=plan
+    )
+    history = pd.read_csv(tmp_path / "h.csv")
+    assert list(history["epoch"]) == [0, 1]
+    assert list(history["stage"]) == ["head", "finetune"]
+    assert history["val/loss"].iloc[-1] == pytest.approx(float(trainer.callback_metrics["val/loss"]))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert lines[0].startswith("epoch 1/2 head  train loss ")
+    assert lines[1].endswith("0:00 left")
+
+
+def test_rows_of_epochs_that_are_done_again_are_replaced(tmp_path):
+    plan = StagePlan(2, 0)
+    pd.DataFrame({"epoch": [0, 1, 2], "val/loss": [7.0, 8.0, 9.0]}).to_csv(tmp_path / "h.csv", index=False)
+    fit(make_net(outputs=2, freeze_until="all"), tmp_path, History(path=tmp_path / "h.csv", plan=plan), plan=plan)
+    history = pd.read_csv(tmp_path / "h.csv")
+    assert list(history["epoch"]) == [0, 1]
+    assert not set(history["val/loss"]) & {7.0, 8.0, 9.0}
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
