@@ -1,0 +1,140 @@
+"""The bootstrap over patients."""
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap, norm, t
+
+from medxfer.evaluation.intervals import bca_interval, bootstrap_counts, left_out_counts, metrics_with_intervals
+from tests.evaluation.fixtures import make_predictions
+
+SETTINGS = {"task": "binary", "thresholds": [0.5], "seed": 1}
+
+
+def two_columns(scores: np.ndarray) -> np.ndarray:
+    return np.stack([1 - scores, scores], axis=1)
+
+
+def test_groups_are_drawn_whole_and_as_often_as_there_are_groups():
+    groups = np.array(["a", "b", "a", "c", "b", "a"])
+    counts = np.concatenate(list(bootstrap_counts(groups, 6, resamples=500, seed=0)))
+    assert counts.shape == (500, 6)
+    assert (counts[:, 0] == counts[:, 2]).all()
+    assert (counts[:, 0] == counts[:, 5]).all()
+    assert (counts[:, 1] == counts[:, 4]).all()
+    assert (counts[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert counts[:, 0].var() == pytest.approx(3 * (1 / 3) * (2 / 3), abs=0.1)  # binomial
+
+
+def test_chunks_do_not_change_the_draws(monkeypatch):
+    whole = np.concatenate(list(bootstrap_counts(None, 50, resamples=40, seed=3)))
+    monkeypatch.setattr("medxfer.evaluation.intervals.MAX_NUMBERS", 50 * 7)
+    chunks = list(bootstrap_counts(None, 50, resamples=40, seed=3))
+    assert len(chunks) == 6
+    assert np.array_equal(np.concatenate(chunks), whole)
+
+
+def test_every_group_is_left_out_once(monkeypatch):
+    monkeypatch.setattr("medxfer.evaluation.intervals.MAX_NUMBERS", 8)
+    counts = np.concatenate(list(left_out_counts(np.array(["a", "b", "a", "c"]), 4)))
+    assert counts.tolist() == [[0, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 0]]
+
+
+def test_the_interval_is_scipys_bca_but_for_the_expansion():
+    """With thousands of groups nothing is left to expand."""
+    sample = np.random.default_rng(0).exponential(size=2000)
+    rng = np.random.default_rng(1)
+    found = bootstrap((sample,), np.mean, method="BCa", n_resamples=4000, rng=rng)
+    jackknife = (sample.sum() - sample) / (len(sample) - 1)
+    value, low, high = bca_interval(sample.mean(), found.bootstrap_distribution, jackknife, number=len(sample))
+    assert value == sample.mean()
+    assert (low, high) == pytest.approx(tuple(found.confidence_interval), abs=2e-4)
+
+
+def test_few_groups_expand_the_interval_to_students_t():
+    """The bootstrap of a mean is normal with variance s²·(n − 1)/n², so that t·s/√n is what must come out."""
+    sample = np.random.default_rng(2).normal(size=12)
+    n, spread = len(sample), sample.std(ddof=1)
+    normal = norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    resampled = sample.mean() + normal * spread * np.sqrt((n - 1) / n**2)
+    _, low, high = bca_interval(sample.mean(), resampled, np.empty(0), number=n)
+    half = t.ppf(0.975, n - 1) * spread / np.sqrt(n)
+    assert (low, high) == pytest.approx((sample.mean() - half, sample.mean() + half), abs=1e-3)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_intervals_hold_their_value_and_repeat_with_the_seed(task):
+    one = make_predictions(task, size=200)
+    thresholds = [0.5] * (1 if task == "binary" else len(one.class_names))
+    settings = {"task": task, "thresholds": thresholds, "resamples": 300}
+    averaged, per_class = metrics_with_intervals(one.probs, one.targets, one.groups, seed=5, **settings)
+    again, _ = metrics_with_intervals(one.probs, one.targets, one.groups, seed=5, **settings)
+    assert averaged == again
+    for name, (value, low, high) in averaged.items():
+        if name == "ece":  # resampling inflates a calibration error, which is never negative
+            continue
+        assert low <= value <= high, name
+    assert {len(values) for values in per_class.values()} == {len(thresholds)}
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_copies_of_each_patients_image_do_not_narrow_the_interval(copies):
+    rng = np.random.default_rng(0)
+    truth = np.arange(100) % 2
+    scores = 1 / (1 + np.exp(-rng.normal(truth, 1.0)))
+    rows = np.repeat(np.arange(100), copies)
+    averaged, _ = metrics_with_intervals(
+        two_columns(scores[rows]), truth[rows], rows.astype(str), resamples=2000, **SETTINGS
+    )
+    single, _ = metrics_with_intervals(two_columns(scores), truth, None, resamples=2000, **SETTINGS)
+    width, expected = (one["auroc"][2] - one["auroc"][1] for one in (averaged, single))
+    assert width == pytest.approx(expected, rel=0.15)
+
+
+def test_perfect_scores_have_an_interval_of_one_point():
+    truth = np.arange(40) % 2
+    averaged, _ = metrics_with_intervals(two_columns(truth * 0.9 + 0.05), truth, None, resamples=200, **SETTINGS)
+    assert averaged["auroc"] == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("patients", [1, 2])
+def test_too_few_patients_have_no_interval_but_a_value(patients):
+    truth = np.array([0, 1] * 5)
+    groups = np.zeros(10, dtype=int) if patients == 1 else truth
+    averaged, _ = metrics_with_intervals(
+        two_columns(np.linspace(0.1, 0.9, 10)), truth, groups, resamples=60, **SETTINGS
+    )
+    value, low, high = averaged["auroc"]
+    assert 0 <= value <= 1
+    if patients == 2:  # half of the resamples hold one class only: fewer than 50 are left
+        assert np.isnan(low)
+        assert np.isnan(high)
+
+
+def test_a_missing_class_has_no_value():
+    averaged, per_class = metrics_with_intervals(
+        two_columns(np.linspace(0.1, 0.9, 8)), np.zeros(8, dtype=int), None, resamples=60, **SETTINGS
+    )
+    assert np.isnan(averaged["auroc"]).all()
+    assert np.isnan(per_class["sensitivity"][0]).all()
+
+
+def test_intervals_cover_the_truth_in_simulation():
+    """600 studies of 80 patients with one to three images that share the patient's label and part of the noise."""
+    rng = np.random.default_rng(0)
+    shift = 1.2
+    true_auroc, true_sensitivity = norm.cdf(shift / np.sqrt(2)), norm.cdf(shift / 2)
+    studies, covered = 600, {"auroc": 0, "sensitivity": 0, "specificity": 0}
+    for study in range(studies):
+        patients = np.repeat(np.arange(80), rng.integers(1, 4, size=80))
+        truth = patients % 2
+        shared, own = rng.normal(size=80)[patients], rng.normal(size=len(patients))
+        score = np.sqrt(0.6) * shared + np.sqrt(0.4) * own + shift * truth
+        probs = two_columns(norm.cdf(score - shift / 2))  # 0.5 lies in the middle
+        averaged, _ = metrics_with_intervals(probs, truth, patients, resamples=600, **{**SETTINGS, "seed": study})
+        for name, true in (("auroc", true_auroc), ("sensitivity", true_sensitivity), ("specificity", true_sensitivity)):
+            _, low, high = averaged[name]
+            covered[name] += low <= true <= high
+    # The standard error of one coverage of 95 % over 600 studies is 0.9 points.
+    shares = {name: count / studies for name, count in covered.items()}
+    assert all(0.92 <= share <= 0.98 for share in shares.values()), shares
+    assert 0.93 <= np.mean(list(shares.values())) <= 0.97
