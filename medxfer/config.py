@@ -281,6 +281,14 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class DemoConfig:
+    """Everything `medxfer.demo` can be told."""
+
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
 class WeightsConfig:
     """Everything `medxfer.weights` can be told."""
 

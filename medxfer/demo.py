@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medxfer import predict, train
+from medxfer.config import DemoConfig
 from medxfer.data.phantoms import write_source_phantoms, write_xray_phantoms
 from medxfer.errors import ConfigError
+from medxfer.parsing import parse_config
 from medxfer.verbs import run_verb
 
+READ = {"prog": "python -m medxfer.demo", "description": "The whole way on synthetic images; see `make demo`."}
 CONFIGS = (Path("configs/demo_source.yaml"), Path("configs/demo.yaml"))
 DATA = Path("data/demo")
 RUNS = (Path("runs/demo-source"), Path("runs/demo"))
@@ -18,10 +21,10 @@ RUNS = (Path("runs/demo-source"), Path("runs/demo"))
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
-    return run_verb(lambda arguments: demo(), argv)
+    return run_verb(lambda arguments: parse_config(DemoConfig, arguments, **READ), demo, argv)
 
 
-def demo() -> int:
+def demo(config: DemoConfig) -> int:
     """Write phantoms, train the source task, transfer it, and predict a few images.
 
     Raises:
@@ -39,18 +42,19 @@ def demo() -> int:
     write_source_phantoms(DATA / "source", images_per_class=80)
     write_xray_phantoms(DATA / "xrays", patients=150)
     code = 0
-    for step, config, text in (
+    debug = ["--debug"] if config.debug else []
+    for step, settings, text in (
         ("2 of 4", CONFIGS[0], "learning the source task from scratch, on colour"),
         ("3 of 4", CONFIGS[1], "transferring it to grey X-rays, early blocks frozen"),
     ):
-        _say(step, f"{text}: python -m medxfer.train --config {config}")
-        code = train.main(["--config", str(config)])
+        _say(step, f"{text}: python -m medxfer.train --config {settings}")
+        code = train.main(["--config", str(settings), *debug])
         if code:
             return code
     output = DATA / "predictions.csv"
     command = ["--run", str(RUNS[1]), str(DATA / "xrays" / "images"), "--output", str(output)]
     _say("4 of 4", f"predicting: python -m medxfer.predict {' '.join(command)}")
-    code = predict.main(command)
+    code = predict.main([*command, *debug])
     print(f"\nThe demo took {time.monotonic() - started:.0f} s.")
     print(
         "These were phantoms, made to be easy: the numbers say that the program works, nothing about medicine.\n"

@@ -29,7 +29,7 @@ READ = {"prog": "python -m medxfer.evaluate", "description": "Test a finished ru
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb and return its exit code."""
-    return run_verb(lambda arguments: evaluate(parse_config(EvaluateConfig, arguments, **READ)), argv)
+    return run_verb(lambda arguments: parse_config(EvaluateConfig, arguments, **READ), evaluate, argv)
 
 
 def evaluate(config: EvaluateConfig) -> int:

@@ -51,15 +51,17 @@ def parse_config(
     """
     parser = _parser(kind, prog, description, positional, metavar)
     types = dict(_leaves(kind))
-    if any(token in ("-h", "--help") or token.startswith("--print_config") for token in argv):
-        parser.parse_args(_joined(argv, types, positional))  # prints and exits
-    tokens = _joined(argv, types, positional)
+    if any(token in ("-h", "--help") for token in argv):
+        parser.parse_args(["--help"])  # prints and exits
+    tokens = _joined(argv, types)
+    printing = [token for token in tokens if token.partition("=")[0] == "--print_config"]
+    tokens = [token for token in tokens if token not in printing]
     faults = [*_argument_faults(parser, tokens, types, positional), *_file_faults(parser, tokens, types)]
     if faults:
         raise ConfigError(listed("the settings cannot be used:", faults))
     named = [token for token in tokens if token.startswith("--")]
     loose = [token for token in tokens if not token.startswith("--")]
-    config = parser.instantiate(parser.parse_args([*named, *loose]))
+    config = parser.instantiate(parser.parse_args([*named, *printing, *loose]))  # printing exits
     return _filled(kind, config)
 
 
@@ -168,13 +170,13 @@ def _is_list(hint: Any) -> bool:
     return "list[" in str(hint)
 
 
-def _joined(argv: Sequence[str], types: Mapping[str, Any], positional: str | None) -> list[str]:
+def _joined(argv: Sequence[str], types: Mapping[str, Any]) -> list[str]:
     """Write every `--name value` as `--name=value`, a bare flag as true, and `a,b` for a list as `[a, b]`."""
     tokens: list[str] = []
     waiting = list(argv)
     while waiting:
         token = waiting.pop(0)
-        if not token.startswith("--") or token in ("--help", "--print_config") or token.startswith("--print_config="):
+        if not token.startswith("--") or token.partition("=")[0] == "--print_config":
             tokens.append(token)
             continue
         name, separator, value = token[2:].partition("=")

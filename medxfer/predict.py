@@ -25,7 +25,7 @@ READ = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb and return its exit code."""
-    return run_verb(lambda arguments: predict(parse_config(PredictConfig, arguments, **READ)), argv)
+    return run_verb(lambda arguments: parse_config(PredictConfig, arguments, **READ), predict, argv)
 
 
 def predict(config: PredictConfig) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import lightning
@@ -46,7 +47,7 @@ READ = {"prog": "python -m medxfer.train", "description": "Fine-tune Inception V
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb and return its exit code."""
-    return run_verb(lambda arguments: train(read_config(arguments)), argv)
+    return run_verb(read_config, train, argv)
 
 
 def train(config: TrainConfig) -> int:
@@ -125,8 +126,11 @@ def read_config(argv: list[str]) -> TrainConfig:
         stored = RunFolder.open(Path(config.resume)).config
         return check_training(resume_config(argv, stored=stored, **READ))
     if not config.tracking.run_name:
-        files = [token.partition("=")[2] or following for token, following in zip(argv, [*argv[1:], ""], strict=True)
-                 if token.partition("=")[0] == "--config"]  # fmt: skip
+        files = [
+            token.partition("=")[2] or following
+            for token, following in pairwise([*argv, ""])
+            if token.partition("=")[0] == "--config"
+        ]
         stem = Path(files[-1]).stem if files else "run"
         name = f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         config = replace(config, tracking=replace(config.tracking, run_name=name))

@@ -6,19 +6,43 @@ from collections.abc import Iterator
 from medxfer.config import TrainConfig
 
 MIN_IMAGE_SIZE_PX = 75  # below this the unpadded convolutions of Inception V3 leave nothing
+MAX_NAME_BYTES = 200  # file systems take 255
 
 
 def training_faults(config: TrainConfig) -> list[str]:
     """List what is wrong with a config whose fields already have the right types; empty when it can be trained."""
-    return [*_data_faults(config), *_model_faults(config), *_head_init_faults(config), *_learning_faults(config)]
+    return [
+        *_run_faults(config),
+        *_data_faults(config),
+        *_model_faults(config),
+        *_head_init_faults(config),
+        *_learning_faults(config),
+    ]
+
+
+def name_faults(setting: str, name: str) -> Iterator[str]:
+    """Yield why a text cannot be the name of one folder.
+
+    >>> list(name_faults("--name", "../elsewhere"))
+    ["--name must be a name without slashes, and neither . nor .., got '../elsewhere'"]
+    """
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        yield f"{setting} must be a name without slashes, and neither . nor .., got {name!r}"
+    elif len(name.encode()) > MAX_NAME_BYTES:
+        yield f"{setting} must have at most {MAX_NAME_BYTES} bytes, got {len(name.encode())}"
 
 
 def _outside(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> Iterator[str]:
     inside = low <= value < high if open_high else low <= value <= high
     if not inside:  # also true for NaN
-        bound = "below" if open_high else "at most"
-        limit = f"at least {low:g}" if math.isinf(high) else f"at least {low:g} and {bound} {high:g}"
-        yield f"{name} must be {limit}, got {value:g}"
+        bound = "" if math.isinf(high) else f" and {'below' if open_high else 'at most'} {high}"
+        yield f"{name} must be at least {low}{bound}, got {value}"
+
+
+def _run_faults(config: TrainConfig) -> Iterator[str]:
+    yield from _outside("seed", config.seed, 0, 2**32 - 1)
+    if config.tracking.run_name is not None:
+        yield from name_faults("tracking.run_name", config.tracking.run_name)
 
 
 def _data_faults(config: TrainConfig) -> Iterator[str]:
@@ -54,8 +78,10 @@ def _model_faults(config: TrainConfig) -> Iterator[str]:
     for name, values in (("model.input_mean", model.input_mean), ("model.input_std", model.input_std)):
         if values is not None and len(values) not in (1, 3):
             yield f"{name} must hold 1 or 3 numbers, got {len(values)}"
-    if model.input_std is not None and any(not std > 0 for std in model.input_std):
-        yield f"model.input_std must be positive, got {model.input_std}"
+        elif values is not None and not all(math.isfinite(value) for value in values):
+            yield f"{name} must hold finite numbers, got {values}"
+        elif values is not None and name == "model.input_std" and min(values) <= 0:
+            yield f"model.input_std must be positive, got {values}"
     yield from _outside("model.hidden_features", model.hidden_features, 1, 65536)
     yield from _outside("model.dropout", model.dropout, 0, 1, open_high=True)
     if model.weights == "none":

@@ -2,24 +2,37 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Protocol, TypeVar
 
 from medxfer.errors import MedxferError
 
 
-def run_verb(verb: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
-    """Run a verb and return its exit code.
+class _Debuggable(Protocol):
+    @property
+    def debug(self) -> bool: ...
+
+
+Config = TypeVar("Config", bound=_Debuggable)
+
+
+def run_verb(read: Callable[[list[str]], Config], verb: Callable[[Config], int], argv: Sequence[str] | None) -> int:
+    """Read a verb's settings, run it, and return its exit code.
 
     Args:
-        verb: takes the command line without the program's name and returns an exit code.
+        read: the command line without the program's name → settings; their `debug` lets tracebacks through.
+        verb: takes the settings and returns an exit code.
         argv: the command line; None: the process's own.
 
     Returns:
         The verb's own code; 2 after a user's mistake; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = any(token == "--debug" or token == "--debug=true" for token in arguments)
+    debug = _asks_for_debug(arguments)
     try:
-        return verb(arguments)
+        config = read(arguments)
+        debug = config.debug
+        return verb(config)
     except MedxferError as error:
         if debug:
             raise
@@ -32,3 +45,13 @@ def run_verb(verb: Callable[[list[str]], int], argv: Sequence[str] | None) -> in
             raise
         print("\nstopped by Ctrl-C", file=sys.stderr)
         return 130
+
+
+def _asks_for_debug(arguments: Sequence[str]) -> bool:
+    """Return whether a command line that may have mistakes asks for tracebacks; its last word counts."""
+    asked = False
+    for token, following in pairwise([*arguments, ""]):
+        name, _, value = token.partition("=")
+        if name == "--debug":
+            asked = (value or following) != "false"
+    return asked

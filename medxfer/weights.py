@@ -18,7 +18,7 @@ READ = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb and return its exit code."""
-    return run_verb(lambda arguments: weights(parse_config(WeightsConfig, arguments, **READ)), argv)
+    return run_verb(lambda arguments: parse_config(WeightsConfig, arguments, **READ), weights, argv)
 
 
 def weights(config: WeightsConfig) -> int:

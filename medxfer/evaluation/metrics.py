@@ -15,6 +15,11 @@ from torchmetrics.utilities import dim_zero_cat
 BINS = 15
 """Equal-width bins of the calibration error (Guo 2017)."""
 
+PER_CLASS = (
+    "auroc", "average_precision", "sensitivity", "specificity", "balanced_accuracy", "f1", "brier", "ece",
+)  # fmt: skip
+"""Metrics of one class against the rest."""
+
 Columns = dict[str, np.ndarray]
 """Metric → (R, C): its value for each resample and class; NaN where it is not defined."""
 
@@ -173,6 +178,8 @@ def _one_class(
     task: str,
 ) -> dict[str, np.ndarray]:
     """Metrics of one class against the rest: each (R,); NaN where a resample lacks positives or negatives."""
+    if not len(scores):
+        return {name: np.full(len(weights), np.nan) for name in PER_CLASS}
     positives, negatives = weights @ truth, weights @ (1 - truth)
     with np.errstate(invalid="ignore", divide="ignore"):
         sensitivity = weights @ (at_threshold * truth) / positives

@@ -84,7 +84,9 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _short(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """Cut a name, and keep matplotlib from reading it: $ begins mathematics, and a leading _ hides a legend's line."""
+    cut = name if len(name) <= length else name[: length - 1] + "…"
+    return ("\N{THIN SPACE}" + cut if cut.startswith("_") else cut).replace("$", r"\$")
 
 
 def _square(one: Predictions, title: str) -> tuple[Figure, Axes]:

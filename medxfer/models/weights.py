@@ -6,6 +6,7 @@ with safetensors or `torch.load(weights_only=True)`; no code in a file is ever r
 
 import hashlib
 import json
+import math
 import pickle
 import urllib.error
 import warnings
@@ -205,7 +206,10 @@ def _declared(path: Path, state: Mapping[str, Any]) -> tuple[tuple[Triple, Tripl
         return None, ""
     try:
         values = json.loads(sidecar.read_text(encoding="utf-8"))
-        return (_triple(values["input_mean"]), _triple(values["input_std"])), sidecar.name
+        mean, std = _triple(values["input_mean"]), _triple(values["input_std"])
+        if min(std) <= 0:
+            raise ValueError(f"a standard deviation is positive, found {min(std)}")
+        return (mean, std), sidecar.name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{sidecar} must hold input_mean and input_std as lists of 1 or 3 numbers on 0..1: {error!r}"
@@ -216,6 +220,8 @@ def _triple(values: Sequence[float]) -> Triple:
     numbers = [float(value) for value in values]
     if len(numbers) not in (1, 3):
         raise ValueError(f"1 or 3 numbers are needed, found {len(numbers)}")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"finite numbers are needed, found {numbers}")
     red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
     return red, green, blue
 

@@ -1,7 +1,9 @@
 """One MLflow run per training. Nothing else in medxfer knows MLflow."""
 
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from sqlalchemy.exc import SQLAlchemyError
 
 from medxfer.config import TrackingConfig
 from medxfer.errors import ConfigError
@@ -159,8 +162,9 @@ def build_run(
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
             run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        reason = re.sub(r"//[^/@\s]*@", "//", reason)  # user and password
         raise ConfigError(
             f"the MLflow store {shareable_uri(uri)} cannot be used: {reason}\ncheck tracking.uri or MLFLOW_TRACKING_URI"
         ) from error
@@ -190,4 +194,13 @@ def _experiment(client: MlflowClient, config: TrackingConfig, uri: str, output_d
 
 
 def _key(name: str) -> str:
-    return "".join(c if (c.isascii() and c.isalnum()) or c in "_/. -" else "_" for c in name)
+    """Return a name that MLflow takes everywhere; one that had to be changed gets a digest, so that it stays unique.
+
+    >>> _key("test/auroc/nevus")
+    'test/auroc/nevus'
+    >>> _key("test/auroc/Nävus")
+    'test/auroc/N_vus-6f2bb1'
+    """
+    parts = name.split("/")
+    slug = "/".join(re.sub(r"[^A-Za-z0-9_. -]", "_", part) if part.strip(".") else "_" for part in parts)
+    return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -41,7 +41,7 @@ def test_a_file_that_cannot_be_read_gives_its_reason(files):
     files[1].write_bytes(b"")
     found = FileDataset([*files, files[0].parent / "no.png"], channels=1, size_px=32, fit="pad")
     assert found[1] == {"row": 1, "reason": "is empty"}
-    assert found[5]["reason"].endswith("no.png: No such file or directory")
+    assert found[5] == {"row": 5, "reason": "No such file or directory"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

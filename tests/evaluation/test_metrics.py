@@ -1,5 +1,8 @@
 """Every metric against scikit-learn's."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +35,7 @@ def thresholds_of(task: str) -> list[float]:
     return {"binary": [0.4], "multiclass": [0.2, 0.3, 0.25, 0.4], "multilabel": [0.3, 0.5, 0.6]}[task]
 
 
-def classes(task: str, probs: np.ndarray, targets: np.ndarray):
+def classes(task: str, probs: np.ndarray, targets: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield column, scores and truth of each class, by the definition of the tasks."""
     if task == "binary":
         yield 0, probs[:, 1], (targets == 1).astype(int)
@@ -179,3 +182,91 @@ def test_unknown_labels_are_known_to_be_unknown():
     assert known.tolist() == [[True, False], [True, True]]
     assert truth.tolist() == [[1, 0], [0, 1]]
     assert scores.shape == (2, 2)
+
+
+def weighted_calibration_error(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
+    """Guo 2017, eq. 5, bin by bin; a bin holds its upper edge."""
+    error = 0.0
+    for number in range(BINS):
+        lower, upper = number / BINS, (number + 1) / BINS
+        inside = ((scores > lower) | ((number == 0) & (scores == 0))) & (scores <= upper)
+        share = weights[inside].sum()
+        if share:
+            gap = np.average(truth[inside], weights=weights[inside]) - np.average(
+                scores[inside], weights=weights[inside]
+            )
+            error += share / weights.sum() * abs(gap)
+    return error
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("task", TASKS)
+def test_weighted_metrics_are_scikit_learns_with_the_same_sample_weights(task, seed):
+    one = make_predictions(task, seed=seed)
+    probs = np.round(one.probs, 1) if task != "multiclass" else np.round(one.probs, 2)  # many equal scores
+    thresholds, weights = thresholds_of(task), np.random.default_rng(seed).integers(0, 4, len(one)).astype(float)
+    columns, overall = weighted_metrics(probs, one.targets, weights[np.newaxis], task=task, thresholds=thresholds)
+    hits, counted = [], []
+    for k, scores, truth in classes(task, probs, one.targets):
+        known = ~np.isnan(one.targets[:, k]) if task == "multilabel" else np.ones(len(one), dtype=bool)
+        w, positive = {"sample_weight": weights[known]}, scores >= thresholds[k]
+        said = (probs.argmax(axis=1) == k)[known] if task == "multiclass" else positive
+        expected = {
+            "auroc": roc_auc_score(truth, scores, **w),
+            "average_precision": average_precision_score(truth, scores, **w),
+            "sensitivity": recall_score(truth, positive, **w),
+            "specificity": recall_score(1 - truth, ~positive, **w),
+            "f1": f1_score(truth, said, **w),
+            "brier": brier_score_loss(truth, scores, **w),
+            "ece": weighted_calibration_error(scores, truth, weights[known]),
+            "balanced_accuracy": (recall_score if task == "multiclass" else balanced_accuracy_score)(truth, said, **w),
+        }
+        assert {name: values[0, k] for name, values in columns.items()} == pytest.approx(expected, abs=1e-12)
+        hits.extend(said == truth)
+        counted.extend(weights[known])
+    if task == "multiclass":
+        chosen = probs.argmax(axis=1)
+        assert overall["accuracy"][0] == pytest.approx(accuracy_score(one.targets, chosen, sample_weight=weights))
+        expected = weighted_calibration_error(probs.max(axis=1), chosen == one.targets, weights)
+        assert overall["ece"][0] == pytest.approx(expected)
+    else:
+        assert overall["accuracy"][0] == pytest.approx(np.average(hits, weights=counted))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("task", TASKS)
+def test_thresholds_are_those_of_a_search_through_all(task, seed):
+    one = make_predictions(task, seed=seed, size=50)
+    one = replace(one, probs=np.round(one.probs, 2))  # equal scores of both kinds
+    found = youden_thresholds(one.probs, one.targets, task=task)
+    assert len(found) == (1 if task == "binary" else len(NAMES[task]))
+    for k, scores, truth in classes(task, one.probs, one.targets):
+        values = sorted(set(scores))
+        best = (-1.0, 0.0, np.nan)
+        for cut in [values[0], *((low + high) / 2 for low, high in zip(values, values[1:], strict=False))]:  # noqa: RUF007
+            youden = (scores[truth == 1] >= cut).mean() + (scores[truth == 0] < cut).mean() - 1
+            best = max(best, (round(youden, 9), -abs(cut - 0.5), cut))
+        assert found[k] == pytest.approx(best[2])
+
+
+def test_a_class_with_one_kind_of_known_label_is_left_out_of_the_average_during_training():
+    one = make_predictions("multilabel", size=60)
+    one.targets[:, 1] = np.where(np.isnan(one.targets[:, 1]), np.nan, 0)
+    metrics = build_epoch_metrics("multilabel")
+    metrics.update(torch.from_numpy(one.probs), torch.from_numpy(one.targets))
+    kept = [(scores, truth) for k, scores, truth in classes("multilabel", one.probs, one.targets) if k != 1]
+    expected = {
+        "auroc": np.mean([roc_auc_score(truth, scores) for scores, truth in kept]),
+        "average_precision": np.mean([average_precision_score(truth, scores) for scores, truth in kept]),
+        "balanced_accuracy": np.mean([balanced_accuracy_score(truth, scores >= 0.5) for scores, truth in kept]),
+    }
+    assert {name: float(value) for name, value in metrics.compute().items()} == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_label_that_nobody_knows_is_not_defined():
+    one = make_predictions("multilabel")
+    one.targets[:, 1] = np.nan
+    columns, _ = weighted_metrics(
+        one.probs, one.targets, np.ones((1, len(one))), task="multilabel", thresholds=[0.5] * 3
+    )
+    assert all(np.isnan(values[0, 1]) and np.isfinite(values[0, [0, 2]]).all() for values in columns.values())

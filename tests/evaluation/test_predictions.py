@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -21,3 +23,24 @@ def test_unknown_labels_are_blank(tmp_path):
     write_predictions(tmp_path / "p.csv", [one])
     table = pd.read_csv(tmp_path / "p.csv")
     np.testing.assert_array_equal(table[["target_x", "target_y", "target_z"]].to_numpy(float), one.targets)
+
+
+def test_there_are_as_many_as_images():
+    assert len(make_predictions("binary", size=7)) == 7
+
+
+def test_a_table_holds_no_patients():
+    one = make_predictions("binary", size=5)
+    assert one.groups is not None
+    assert list(one.to_table().columns) == ["path", "split", "target", "prob_benign", "prob_malignant"]
+
+
+def test_odd_names_are_read_again_and_an_older_file_is_replaced(tmp_path):
+    (tmp_path / "p.csv").write_text("older")
+    paths, names = ['a,"b".png', "é/ü.png"], ('no "x", no y', "mélanome")
+    one = replace(make_predictions("binary", size=2), paths=paths, class_names=names)
+    write_predictions(tmp_path / "p.csv", [one])
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert list(table["path"]) == paths
+    assert list(table["target"]) == [names[t] for t in one.targets]
+    assert list(table.columns[3:]) == [f"prob_{name}" for name in names]
