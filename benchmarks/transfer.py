@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True, help="a file of source weights")
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--seeds", default="0,1,2", help="of splits and initialisations (default: %(default)s)")
+    parser.add_argument("--image-size-px", type=int, default=299, help="side of the pictures (default: %(default)s)")
     parser.add_argument(
         "collections", nargs="+", metavar="CONFIG=TABLE", help="for example configs/xray.yaml=labels.csv"
     )
@@ -42,7 +43,8 @@ def main() -> int:
             for start, settings in STARTS.items():
                 run = arguments.output / f"{Path(config).stem}-{start.replace(', ', '-').replace(' ', '-')}-{seed}"
                 if not (run / "metrics.json").is_file():
-                    train(run, config, table, seed, [f"--model.weights={arguments.weights}", *settings])
+                    shared = [f"--model.weights={arguments.weights}", f"--data.image_size_px={arguments.image_size_px}"]
+                    train(run, config, table, seed, [*shared, *settings])
                 rows.append({"collection": Path(config).stem, "start": start, **read(run)})
                 print(rows[-1], flush=True)
     print("\n" + "\n".join(report(pd.DataFrame(rows))))

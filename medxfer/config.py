@@ -29,7 +29,7 @@ class DataConfig:
     patient_column: str | None = None
     """Column that says which images belong together; null: patient_id if there is one."""
     split_column: str | None = None
-    """Column of train, val and test; null: split if there is one, else the split is made."""
+    """Column of train, val and test; null: split if there is one, else the split is made; none: it is made."""
     task: Literal["auto", "binary", "multiclass", "multilabel"] = "auto"
     """What is predicted; auto: from the number of label columns and classes."""
     class_names: list[str] | None = None

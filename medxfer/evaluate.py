@@ -22,6 +22,7 @@ from medxfer.results import FinishedRun, flat_metrics, predict_split, write_evid
 from medxfer.run_folder import RunFolder
 from medxfer.tracking.mlflow_run import build_run
 from medxfer.training.trainer import build_predictor, uses_gpu
+from medxfer.validation import feeding_faults, name_faults
 from medxfer.verbs import run_verb
 
 READ = {"prog": "python -m medxfer.evaluate", "description": "Test a finished run on images it has never seen."}
@@ -41,7 +42,10 @@ def evaluate(config: EvaluateConfig) -> int:
     if not config.run or not config.data.source:
         raise ConfigError("--run RUN_FOLDER and --data.source CSV_OR_FOLDER are both needed")
     run = FinishedRun.open(Path(config.run))
-    name = config.name or Path(config.data.source).stem
+    name = config.name if config.name is not None else Path(config.data.source).resolve().stem
+    faults = [*name_faults("--name", name), *feeding_faults(config.data.batch_size, config.data.num_workers)]
+    if faults:
+        raise ConfigError(listed("the settings cannot be used:", faults))
     place = run.folder.evaluations / name
     if place.exists():
         raise ConfigError(f"the evaluation {place} exists: choose another --name, or remove that folder")
@@ -115,10 +119,11 @@ def read_labels(config: EvaluateConfig, run: FinishedRun) -> Manifest:
         path_column=data.path_column or stored["path_column"],
         label_columns=data.label_columns or stored["label_columns"],
         patient_column=data.patient_column,
+        usual_patient_column=stored["patient_column"] or "patient_id",
         split_column=None,
         task=description.task,
         class_names=list(description.class_names),
-        use_splits=False,
+        for_training=False,
     )
 
 

@@ -1,11 +1,12 @@
 """Command line and YAML files → a frozen config. Every fault of every source is reported in one message."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -61,7 +62,10 @@ def parse_config(
         raise ConfigError(listed("the settings cannot be used:", faults))
     named = [token for token in tokens if token.startswith("--")]
     loose = [token for token in tokens if not token.startswith("--")]
-    config = parser.instantiate(parser.parse_args([*named, *printing, *loose]))  # printing exits
+    try:
+        config = parser.instantiate(parser.parse_args([*named, *printing, *loose]))  # printing exits
+    except ArgumentError as error:
+        raise ConfigError(str(error)) from error
     return _filled(kind, config)
 
 
@@ -170,6 +174,10 @@ def _is_list(hint: Any) -> bool:
     return "list[" in str(hint)
 
 
+def _is_list_of_texts(hint: Any) -> bool:
+    return "list[str]" in str(hint)
+
+
 def _joined(argv: Sequence[str], types: Mapping[str, Any]) -> list[str]:
     """Write every `--name value` as `--name=value`, a bare flag as true, and `a,b` for a list as `[a, b]`."""
     tokens: list[str] = []
@@ -182,17 +190,42 @@ def _joined(argv: Sequence[str], types: Mapping[str, Any]) -> list[str]:
         name, separator, value = token[2:].partition("=")
         if not separator:
             flag = types.get(name) is bool
-            if waiting and not waiting[0].startswith("--") and not (flag and waiting[0] not in ("true", "false")):
+            takes_next = not flag or (bool(waiting) and waiting[0].lower() in ("true", "false"))
+            if waiting and not waiting[0].startswith("--") and takes_next:
                 value = waiting.pop(0)
             elif flag:
                 value = "true"
             else:
                 tokens.append(token)
                 continue
-        if name in types and _is_list(types[name]) and value != "null" and not value.lstrip().startswith("["):
-            value = f"[{value}]"
+        if name in types and _is_list(types[name]) and value != "null":
+            value = _list_text(value, of_texts=_is_list_of_texts(types[name]))
         tokens.append(f"--{name}={value}")
     return tokens
+
+
+def _list_text(value: str, *, of_texts: bool) -> str:
+    """Write `a,b` as `[a, b]`, and keep 0, no and the like in a list of texts from being read as anything else."""
+    text = value if value.lstrip().startswith("[") else f"[{value}]"
+    try:
+        items = yaml.load(text, yaml.BaseLoader)  # leaves every scalar a text
+    except yaml.YAMLError:
+        return text  # told as a wrong value
+    return json.dumps(items, ensure_ascii=False) if of_texts else text
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, or raise a YAMLError that names the key and both lines."""
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise yaml.YAMLError(f"{key} stands twice, in lines {seen[key]} and {line}")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
 
 
 def _argument_faults(
@@ -221,12 +254,12 @@ def _file_faults(parser: ArgumentParser, tokens: Sequence[str], types: Mapping[s
             continue
         path = Path(token.partition("=")[2])
         try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
         except OSError as error:
             yield f"the config file {path} cannot be read: {error.strerror}"
             continue
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            yield f"the config file {path} is not YAML: {' '.join(str(error).split())}"
+            yield f"the config file {path} is not YAML that can be used: {' '.join(str(error).split())}"
             continue
         if not isinstance(tree, Mapping):
             yield f"the config file {path} must hold sections and settings, found {type(tree).__name__}"
@@ -237,6 +270,10 @@ def _file_faults(parser: ArgumentParser, tokens: Sequence[str], types: Mapping[s
                 yield f"{name} is a section and needs settings below it, got {value!r} (in {path})"
             elif name not in types:
                 yield _unknown(name, types, f"in {path}")
+            elif _is_list_of_texts(types[name]) and isinstance(value, list) and {type(item) for item in value} - {str}:
+                yield f"{name} must hold texts, got {value}: write each of them in quotes (in {path})"
+            elif value is None and type(None) not in get_args(types[name]):
+                yield f"{name} must have a value, got null (in {path})"
             else:
                 yield from _type_fault(parser, name, f"in {path}", tree=_nested(name, value))
 

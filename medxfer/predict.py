@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader
 from medxfer.config import PredictConfig
 from medxfer.data.datamodule import choose_workers, cores
 from medxfer.data.files import FileDataset, collate_files, expand_inputs
-from medxfer.errors import ConfigError
+from medxfer.errors import ConfigError, listed
 from medxfer.parsing import parse_config
 from medxfer.results import FinishedRun, PredictionWriter
 from medxfer.training.trainer import build_predictor, uses_gpu
+from medxfer.validation import feeding_faults
 from medxfer.verbs import run_verb
 
 READ = {
@@ -41,6 +42,9 @@ def predict(config: PredictConfig) -> int:
     """
     if not config.run or not config.inputs or not config.output:
         raise ConfigError("--run RUN_FOLDER, at least one image or folder, and --output CSV are needed")
+    faults = list(feeding_faults(config.batch_size, config.num_workers))
+    if faults:
+        raise ConfigError(listed("the settings cannot be used:", faults))
     output = Path(config.output)
     if output.exists():
         raise ConfigError(f"{output} exists: choose another --output, or remove it")

@@ -16,6 +16,7 @@ import yaml
 from medxfer.config import TrackingConfig, TrainConfig
 from medxfer.data.collection import Collection
 from medxfer.data.splits import split_table
+from medxfer.errors import DataError
 from medxfer.evaluation.evidence import results_table
 from medxfer.models.loading import Description
 from medxfer.models.transfer import TransferNet, count_parameters
@@ -24,7 +25,7 @@ from medxfer.results import flat_metrics
 from medxfer.run_folder import RunFolder, write_text
 from medxfer.tracking.environment import git_commit, hardware, versions
 from medxfer.tracking.mlflow_run import MlflowRun
-from medxfer.tracking.privacy import shareable
+from medxfer.tracking.privacy import shareable, shareable_uri
 
 
 def write_start(
@@ -71,6 +72,20 @@ def split_digest(data: Collection) -> str:
     """Return a SHA-256 over which image is in which split."""
     rows = sorted(zip(data.manifest.paths, data.splits, strict=True))
     return hashlib.sha256("\n".join(f"{path}\t{split}" for path, split in rows).encode()).hexdigest()
+
+
+def refuse_changed_data(record: Mapping[str, Any], data: Collection) -> None:
+    """Refuse to go on with other labels, images or another split than the run began with.
+
+    Raises:
+        DataError: images of the test split may have become images to train on.
+    """
+    digests = {"data_digest": data_digest(data), "split_digest": split_digest(data)}
+    if any(record.get(name, digest) != digest for name, digest in digests.items()):
+        raise DataError(
+            "the labels, images or splits are not those that the run began with, so its test split could no longer be "
+            "trusted: put them back as they were, or start a new run"
+        )
 
 
 def log_start(tracked: MlflowRun, folder: RunFolder, config: TrainConfig, data: Collection, *, resumed: bool) -> None:
@@ -179,7 +194,9 @@ def print_results(
     print(f"\nall files: {folder.path}\nnext:")
     print(f"  python -m medxfer.predict --run {folder.path} IMAGE_OR_FOLDER --output predictions.csv")
     print(f"  python -m medxfer.evaluate --run {folder.path} --data.source OTHER.csv")
-    print(f"  mlflow ui --backend-store-uri {folder.read_record()['tracking_uri']}")
+    uri = folder.read_record()["tracking_uri"]
+    server = uri.startswith(("http://", "https://"))
+    print(f"  open {shareable_uri(uri)} in a browser" if server else f"  mlflow ui --backend-store-uri {uri}")
 
 
 def peak_memory_mb() -> float:

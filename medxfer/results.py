@@ -126,7 +126,7 @@ class FinishedRun:
             ConfigError: it is not a run, or not finished.
             CheckpointError: its checkpoint cannot be used.
         """
-        folder = RunFolder.open(path)
+        folder = RunFolder.open(path.resolve())
         record = folder.read_record()
         if "thresholds" not in record or not folder.best.is_file():
             raise ConfigError(f"the run {path} is not finished: python -m medxfer.train --resume {path}")
@@ -167,7 +167,10 @@ class PredictionWriter(BasePredictionWriter):
         self._temporary = path.with_name(f".{path.name}.writing")
 
     def __enter__(self) -> "PredictionWriter":
-        self._file = self._temporary.open("w", newline="", encoding="utf-8")
+        try:  # names of files need not be text
+            self._file = self._temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise ConfigError(f"--output {self.path} cannot be written: {error.strerror}") from error
         self._csv = csv.writer(self._file)
         names = self.run.description.class_names
         several = self.run.description.task == "multilabel"

@@ -25,7 +25,15 @@ from medxfer.models.loading import Description, load_network
 from medxfer.models.transfer import TransferNet, build_network
 from medxfer.models.weights import load_source
 from medxfer.parsing import absolute_paths, check_training, parse_config, resume_config
-from medxfer.records import log_evidence, log_start, peak_memory_mb, print_results, print_start, write_start
+from medxfer.records import (
+    log_evidence,
+    log_start,
+    peak_memory_mb,
+    print_results,
+    print_start,
+    refuse_changed_data,
+    write_start,
+)
 from medxfer.results import predict_split, write_contact_sheet, write_evidence
 from medxfer.run_folder import RunFolder
 from medxfer.tracking.mlflow_run import MlflowRun, build_run
@@ -65,6 +73,8 @@ def train(config: TrainConfig) -> int:
     data = build_collection(
         config.data, store_folder=Path(config.output_dir) / "pixels", seed=config.seed, workers=cores()
     )
+    if place.resumed:
+        refuse_changed_data(place.record, data)
     net, description, weights_digest = build_net(config, data, place)
     tracked = place.enter(config)
     precision = place.record.get("precision") or resolve_precision(config.trainer.precision, on_gpu=on_gpu)
@@ -219,6 +229,7 @@ def build_feed(config: TrainConfig, data: Collection, *, on_gpu: bool) -> Pictur
         splits=data.splits,
         batch_size=config.data.batch_size,
         workers=choose_workers(config.data.num_workers, on_gpu=on_gpu),
+        least_batch=2 if config.model.suffix_batch_norm == "train" else 1,
         augment=build_augmentation(config.data.modality, config.data.augment),
         seed=config.seed,
         pin_memory=on_gpu,

@@ -32,6 +32,13 @@ def name_faults(setting: str, name: str) -> Iterator[str]:
         yield f"{setting} must have at most {MAX_NAME_BYTES} bytes, got {len(name.encode())}"
 
 
+def feeding_faults(batch_size: int, num_workers: int | None, *, section: str = "") -> Iterator[str]:
+    """Yield what is wrong with the two settings that every verb has; `section` stands before their names."""
+    yield from _outside(f"{section}batch_size", batch_size, 1, math.inf)
+    if num_workers is not None:
+        yield from _outside(f"{section}num_workers", num_workers, 0, 512)
+
+
 def _outside(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> Iterator[str]:
     inside = low <= value < high if open_high else low <= value <= high
     if not inside:  # also true for NaN
@@ -62,9 +69,9 @@ def _data_faults(config: TrainConfig) -> Iterator[str]:
         both = f"{data.val_fraction:g} + {data.test_fraction:g}"
         yield f"data.val_fraction + data.test_fraction must leave images to train on, got {both}"
     yield from _outside("data.augment", data.augment, 0, 3)
-    yield from _outside("data.batch_size", data.batch_size, 1, math.inf)
-    if data.num_workers is not None:
-        yield from _outside("data.num_workers", data.num_workers, 0, 512)
+    yield from feeding_faults(data.batch_size, data.num_workers, section="data.")
+    if config.model.suffix_batch_norm == "train" and data.batch_size == 1:
+        yield "data.batch_size must be at least 2 for model.suffix_batch_norm: train (one image has no variance), got 1"
     if not data.label_columns:
         yield "data.label_columns must name at least one column, got an empty list"
     elif len(set(data.label_columns)) < len(data.label_columns):

@@ -1,4 +1,4 @@
-"""Weights: `python -m medxfer.weights fetch` downloads the ImageNet weights, `… show PATH` says what a source is."""
+"""Weights: `python -m medxfer.weights fetch` downloads ImageNet's, `… show --weights PATH` says what a source is."""
 
 import sys
 from collections.abc import Sequence

@@ -246,3 +246,34 @@ def test_all_faults_of_the_checks_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         check_training(read("--data.batch_size=0", "--optim.lr=-1"))
     assert all(name in str(caught.value) for name in ("data.source must", "data.batch_size must", "optim.lr must"))
+
+
+def test_a_section_that_stands_twice_is_told(tmp_path):
+    (tmp_path / "a.yaml").write_text("data:\n  modality: dermoscopy\nseed: 1\ndata:\n  source: mine.csv\n")
+    assert "data stands twice, in lines 1 and 4" in refusal("--config", str(tmp_path / "a.yaml"))
+
+
+def test_null_is_for_settings_that_may_be_null(tmp_path):
+    (tmp_path / "a.yaml").write_text("model:\n  freeze_until: null\n  input_mean: null\nstages:\n  monitor: null\n")
+    told = refusal("--config", str(tmp_path / "a.yaml"))
+    assert "model.freeze_until must have a value, got null" in told
+    assert "stages.monitor must have a value, got null" in told
+    assert "input_mean" not in told
+
+
+@pytest.mark.parametrize("value", ["0,1", "[0, 1]", "['0', '1']"])
+def test_numbers_as_class_names(value, tmp_path):
+    assert read("--data.class_names", value).data.class_names == ["0", "1"]
+    assert read("--data.class_names", "no,yes").data.class_names == ["no", "yes"]
+    (tmp_path / "a.yaml").write_text("data:\n  class_names: [0, 1]\n")
+    assert "write each of them in quotes" in refusal("--config", str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(("text", "value"), [("False", False), ("TRUE", True), ("false", False)])
+def test_switches_are_set_in_any_case(text, value):
+    assert read("--trainer.deterministic", text).trainer.deterministic is value
+
+
+def test_mistakes_in_print_config_are_told():
+    with pytest.raises((ConfigError, SystemExit)):
+        read("--print_config=comments")

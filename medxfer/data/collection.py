@@ -10,6 +10,7 @@ from medxfer.config import DataConfig
 from medxfer.data.manifest import Manifest, read_manifest
 from medxfer.data.splits import check_split, split_by_fold, split_by_group
 from medxfer.data.store import PixelStore, build_store
+from medxfer.errors import DataError
 
 CHANNELS = {"xray": 1, "dermoscopy": 3}
 """Channels that a modality's pictures are stored with."""
@@ -102,6 +103,11 @@ def _others(size: int, rows: Sequence[int]) -> np.ndarray:
 
 
 def _split(config: DataConfig, manifest: Manifest, seed: int) -> np.ndarray:
+    if manifest.splits is not None and config.folds:
+        raise DataError(
+            f"data.folds is {config.folds}, but the source gives the splits itself: set data.folds to 0, or have "
+            "medxfer split by patient: --data.split_column none"
+        )
     if manifest.splits is not None:
         check_split(manifest.splits, manifest.targets, manifest.groups(), class_names=manifest.class_names)
         return manifest.splits

@@ -20,6 +20,7 @@ class PictureDataModule(LightningDataModule):
         splits: of every row, train, val or test.
         batch_size: images per step over all devices together.
         workers: processes per device that prepare batches; 0: none.
+        least_batch: a last training batch with fewer images is left out; see `EpochBatches`.
         augment: for the training split.
         seed: of order and augmentation.
         pin_memory: page-locked batches, for a GPU.
@@ -33,6 +34,7 @@ class PictureDataModule(LightningDataModule):
         splits: np.ndarray,
         batch_size: int,
         workers: int = 0,
+        least_batch: int = 1,
         augment: Augmentation | None = None,
         seed: int = 0,
         pin_memory: bool = False,
@@ -43,6 +45,7 @@ class PictureDataModule(LightningDataModule):
         self.splits = splits
         self.batch_size = batch_size
         self.workers = workers
+        self.least_batch = least_batch
         self.augment = augment
         self.seed = seed
         self.pin_memory = pin_memory
@@ -52,7 +55,9 @@ class PictureDataModule(LightningDataModule):
         dataset = self.training_examples()
         rank, processes = self._place()
         order = EpochOrder(size=len(dataset), seed=self.seed)
-        batches = EpochBatches(order, batch_size=self.batch_size, rank=rank, processes=processes)
+        batches = EpochBatches(
+            order, batch_size=self.batch_size, rank=rank, processes=processes, least=self.least_batch
+        )
         return ResumableLoader(
             dataset,
             batch_sampler=batches,

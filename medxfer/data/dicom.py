@@ -12,7 +12,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 
 from medxfer.data.intensity import scale_to_uint8, to_uint8
 from medxfer.errors import DataError
@@ -99,7 +99,8 @@ def _check(dataset: Dataset, max_pixels: int) -> None:
 def _decode(dataset: Dataset) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        pixels = pixel_array(dataset)
+        # GDCM ends the whole process on some damaged streams of this syntax.
+        pixels = pixel_array(dataset, decoding_plugin="pillow" if syntax == JPEGBaseline8Bit else "")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # decoders of many libraries; a panic in one of them is not even an Exception
@@ -129,13 +130,18 @@ def _grey(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     picture = ~_padding(stored, dataset)
     values = _modality(stored, dataset)
     grey = _table(values, dataset)
-    if grey is None:
+    if grey is None or not _shows(grey[picture], stored[picture]):
         grey = _window(values, dataset)
-    if grey is None:
+    if grey is None or not _shows(grey[picture], stored[picture]):
         grey = to_uint8(values, valid=picture)
     if dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE":
         grey = 255 - grey
     return np.where(picture, grey, 0).astype(np.uint8)
+
+
+def _shows(shown: np.ndarray, stored: np.ndarray) -> bool:
+    """Return whether anything is left to see; a table, slope or window beside all pixels counts as damaged."""
+    return bool(np.ptp(shown) > 0 or np.ptp(stored) == 0)
 
 
 def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -154,7 +160,8 @@ def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 def _modality(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     try:
-        return apply_modality_lut(stored, dataset)
+        values = apply_modality_lut(stored, dataset)
+        return values if _shows(values, stored) else stored
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
         return stored  # a damaged table or slope counts as absent
 
@@ -171,7 +178,11 @@ def _table(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
                 return None
             values = whole.astype(np.int64)
         shown = apply_voi(values, dataset, index=0)
-        table = np.asarray(items[0].LUTData if not isinstance(items[0].LUTData, bytes) else shown)
+        table = items[0].LUTData
+        if isinstance(table, bytes):  # as OW
+            entries = int(items[0].LUTDescriptor[0]) or 2**16
+            table = np.frombuffer(table, "<u2" if dataset.original_encoding[1] else ">u2")[:entries]
+        table = np.asarray(table)
         return scale_to_uint8(shown, low=float(table.min()), high=float(table.max()))
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, struct.error):
         return None

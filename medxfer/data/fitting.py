@@ -20,15 +20,14 @@ def fit_image(image: np.ndarray, *, size_px: int, fit: str) -> np.ndarray:
     Returns:
         uint8 (size_px, size_px, C) in 0..255.
     """
+    if fit == "crop":
+        image, fit = _middle_square(image), "stretch"
     height, width, channels = image.shape
     target_height, target_width = _resized(height, width, size_px=size_px, fit=fit)
     shrinks = target_height < height or target_width < width
     resized = cv2.resize(
         image, (target_width, target_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     ).reshape(target_height, target_width, channels)
-    if fit == "crop":
-        top, left = (target_height - size_px) // 2, (target_width - size_px) // 2
-        return np.ascontiguousarray(resized[top : top + size_px, left : left + size_px])
     square = np.zeros((size_px, size_px, channels), dtype=np.uint8)
     square[content_box(height, width, size_px=size_px, fit=fit)] = resized
     return square
@@ -47,9 +46,14 @@ def content_box(height: int, width: int, *, size_px: int, fit: str) -> tuple[sli
     return slice(top, top + target_height), slice(left, left + target_width)
 
 
+def _middle_square(image: np.ndarray) -> np.ndarray:
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
+
+
 def _resized(height: int, width: int, *, size_px: int, fit: str) -> tuple[int, int]:
     if fit == "stretch":
         return size_px, size_px
-    scale = size_px / (max(height, width) if fit == "pad" else min(height, width))
-    sides = max(1, round(height * scale)), max(1, round(width * scale))
-    return sides if fit == "pad" else (max(size_px, sides[0]), max(size_px, sides[1]))
+    scale = size_px / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -12,12 +12,12 @@ def to_uint8(pixels: np.ndarray, *, valid: np.ndarray | None = None) -> np.ndarr
     A fixed divisor would turn a 12-bit film in a 16-bit file black.
 
     Args:
-        pixels: (H, W), any integer or floating point type.
-        valid: (H, W) bool, which pixels are picture rather than padding; None: all. Numbers that are not finite never
+        pixels: (H, W) or (H, W, C), any integer or floating point type; all channels share one range.
+        valid: bool of the same shape, what is picture rather than padding; None: all. Numbers that are not finite never
             count.
 
     Returns:
-        uint8 (H, W). A picture of one value becomes 0.
+        uint8 of the same shape. A picture of one value becomes 0.
     """
     values = np.asarray(pixels, dtype=np.float32)
     counted = np.isfinite(values) if valid is None else np.isfinite(values) & valid

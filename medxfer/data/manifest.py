@@ -4,6 +4,7 @@ import csv
 import difflib
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """How tables and folders spell the three splits."""
+
+NO_SPLIT = "none"
+"""As `split_column`: make the split, whatever the source says."""
+
+MISSING = frozenset({"nan", "n/a", "#n/a", "na", "null"})
+"""What programs write for a value that is missing."""
 
 LABEL_VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan}
 """What a multilabel column may hold."""
@@ -94,10 +101,11 @@ def read_manifest(
     path_column: str = "path",
     label_columns: Sequence[str] = ("label",),
     patient_column: str | None = None,
+    usual_patient_column: str = "patient_id",
     split_column: str | None = None,
     task: str = "auto",
     class_names: Sequence[str] | None = None,
-    use_splits: bool = True,
+    for_training: bool = True,
     allow_outside_root: bool = False,
 ) -> Manifest:
     """Read and validate a table or a folder.
@@ -108,11 +116,12 @@ def read_manifest(
         image_root: what the paths of a CSV are relative to; None: the CSV's folder.
         path_column: column of the paths.
         label_columns: one column of class names, or several of 1, 0 and blank.
-        patient_column: None: `patient_id` if there is one.
-        split_column: None: `split` if there is one.
+        patient_column: None: the usual one, if there is one.
+        usual_patient_column: used where it exists and no other is named.
+        split_column: None: `split` if there is one; `none`: a split in the source is ignored.
         task: auto, binary, multiclass or multilabel.
-        class_names: their order; None: sorted. In an evaluation all of them need not occur.
-        use_splits: False: a split in the source is ignored.
+        class_names: their order; None: sorted.
+        for_training: False: a split in the source is ignored, and a label's columns need not hold both 1 and 0.
         allow_outside_root: allow paths that leave the image root.
 
     Raises:
@@ -125,9 +134,11 @@ def read_manifest(
         table, places = _read_table(source)
     else:
         raise DataError(f"data.source must be a CSV or a folder of class folders; there is no {source}")
-    reader = _Reader(table, places, source, image_root or source.parent, allow_outside_root)
-    patient_column = patient_column or ("patient_id" if "patient_id" in table else None)
-    split_column = (split_column or ("split" if "split" in table else None)) if use_splits else None
+    reader = _Reader(table, places, source, image_root or source.parent, allow_outside_root, for_training)
+    patient_column = patient_column or (usual_patient_column if usual_patient_column in table else None)
+    split_column = split_column or ("split" if "split" in table else None)
+    if not for_training or split_column == NO_SPLIT:
+        split_column = None
     named = [path_column, *label_columns, *(c for c in (patient_column, split_column) if c)]
     if reader.columns_exist(named):
         paths, files = reader.paths(path_column)
@@ -150,22 +161,27 @@ def _read_table(source: Path) -> tuple[pd.DataFrame, list[str]]:
         raise DataError(f"the table {source} must be UTF-8 text; save it as CSV UTF-8: {error}") from error
     if not text.strip():
         raise DataError(f"the table {source} is empty; it needs a header and one row per image")
-    delimiter = max(",;\t", key=text.lstrip("\r\n").splitlines()[0].count)
+    first, _, rest = text.lstrip("\r\n").partition("\n")
+    named = re.fullmatch(r"sep=(.)", first.strip())  # as Excel writes it
+    delimiter = named.group(1) if named else max(",;\t", key=first.count)
+    text = rest if named else text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     lines: list[str] = []
     rows: list[list[str]] = []
     faults: list[str] = []
     last = []
-    line = 1
+    line = skipped = 1 if not named else 2
     try:
         for cells in reader:
             last = cells
             if any(cell.strip() for cell in cells):
                 lines.append(f"line {line}")
                 rows.append([cell.strip() for cell in cells])
-            line = reader.line_num + 1
+            line = reader.line_num + skipped
     except csv.Error as error:
-        raise DataError(f"the table {source} is not a CSV: {error} in line {reader.line_num}") from error
+        raise DataError(f"the table {source} is not a CSV: {error} in line {reader.line_num + skipped - 1}") from error
+    if not rows:
+        raise DataError(f"the table {source} is empty; it needs a header and one row per image")
     header = rows.pop(0)
     del lines[0]
     while not header[-1]:
@@ -188,34 +204,73 @@ def _read_table(source: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def _folder_table(source: Path) -> tuple[pd.DataFrame, list[str]]:
     """List class folders, or class folders in split folders, as a table."""
-    folders = [f for f in sorted(source.iterdir()) if f.is_dir() and not f.name.startswith(".")]
+    folders = _folders(source)
+    given = len({SPLIT_NAMES.get(folder.name.lower()) for folder in folders} - {None}) > 1
     rows = []
-    given = len(folders) > 1 and all(f.name.lower() in SPLIT_NAMES for f in folders)
+    faults = _beside(source, "class folders")
     for outer in folders:
-        inner = [f for f in sorted(outer.iterdir()) if f.is_dir() and not f.name.startswith(".")] if given else [outer]
-        for folder in inner:
-            for path in find_images(folder):
-                row = {"path": str(path.relative_to(source)), "label": folder.name}
-                rows.append({**row, "split": outer.name.lower()} if given else row)
+        split = SPLIT_NAMES.get(outer.name.lower()) if given else None
+        if given and split is None:
+            faults.extend(["images lie outside of the splits, in " + outer.name] if find_images(outer) else [])
+            continue
+        faults.extend(_beside(outer, "class folders") if split else [])
+        for folder in _folders(outer) if split else [outer]:
+            found = find_images(folder)
+            if not found:
+                faults.append(f"the class folder {folder.relative_to(source)} holds no image")
+            for path in found:
+                name = str(path.relative_to(source))
+                if not _is_text(name):
+                    faults.append(f"the name {name!r} cannot be written to a table: rename it")
+                rows.append({"path": name, "label": folder.name, **({"split": split} if split else {})})
     if not rows:
         raise DataError(
             f"the folder {source} must hold one sub-folder per class with images in it (PNG, JPEG, TIFF, BMP, WebP, "
             f"DICOM), found {len(folders)} sub-folders and no image"
         )
+    if faults:
+        raise DataError(listed(f"the folder {source} cannot be used:", faults))
     return pd.DataFrame(rows), [f"image {number}" for number in range(1, len(rows) + 1)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    hidden = (".", "__MACOSX")
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(hidden)]
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file's name is text; old archives hold names in other encodings."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _beside(folder: Path, what: str) -> list[str]:
+    """Return one fault if images lie in a folder itself, where they would be left out."""
+    images = [path for path in find_images(folder) if path.parent == folder]
+    return [f"{len(images)} images lie beside the {what} of {folder}, such as {images[0].name}"] if images else []
 
 
 class _Reader:
     """Reads a table column by column and collects what is wrong."""
 
     def __init__(
-        self, table: pd.DataFrame, places: list[str], source: Path, root: Path, allow_outside_root: bool
+        self,
+        table: pd.DataFrame,
+        places: list[str],
+        source: Path,
+        root: Path,
+        allow_outside_root: bool,
+        for_training: bool,
     ) -> None:
         self.table = table
         self.places = places
         self.source = source
         self.root = root
         self.allow_outside_root = allow_outside_root
+        self.for_training = for_training
         self.faults: list[str] = []
 
     def finish(self) -> None:
@@ -255,7 +310,8 @@ class _Reader:
             seen.setdefault(file, row)
             files.append(file)
         self._count("images leave the image folder, which is not allowed", outside)
-        self._count(f"images do not exist below {self.root} (see data.image_root)", missing)
+        hint = "; paths need / instead of \\" if any("\\" in place for place in missing) else ""
+        self._count(f"images do not exist below {self.root} (see data.image_root{hint})", missing)
         return paths, tuple(files)
 
     def _count(self, text: str, rows: list[str]) -> None:
@@ -278,6 +334,8 @@ class _Reader:
         self._count(f"rows have no {column}", [self.places[row] for row, label in enumerate(labels) if not label])
         found = sorted({label for label in labels if label})
         names = tuple(class_names) if class_names is not None else tuple(found)
+        if class_names is None:
+            self._doubtful(column, found)
         unknown = [label for label in found if label not in names]
         if unknown:
             counts = Counter(labels)
@@ -295,6 +353,23 @@ class _Reader:
         index = {name: i for i, name in enumerate(names)}
         return np.array([index.get(label, 0) for label in labels], dtype=np.int64), names, found_task
 
+    def _doubtful(self, column: str, found: Sequence[str]) -> None:
+        missing = [repr(label) for label in found if label.lower() in MISSING]
+        if missing:
+            self.faults.append(
+                f"{column} holds {', '.join(missing)}, which mostly means that a label is missing: remove those rows, "
+                "or name all classes in data.class_names"
+            )
+        spellings: dict[str, list[str]] = {}
+        for label in found:
+            spellings.setdefault(label.casefold(), []).append(label)
+        for same in spellings.values():
+            if len(same) > 1:
+                self.faults.append(
+                    f"{column} spells a class in {len(same)} ways, {', '.join(map(repr, same))}: make them one, or "
+                    "name all classes in data.class_names"
+                )
+
     def _several(
         self, columns: list[str], class_names: Sequence[str] | None
     ) -> tuple[np.ndarray, tuple[str, ...], str]:
@@ -309,14 +384,15 @@ class _Reader:
                 else:
                     wrong.append(f"{self.places[row]}: {value!r}")
             self._count(f"rows must hold 1, 0 or nothing (unknown) in {column}", wrong)
-            if not wrong and not {0.0, 1.0} <= set(targets[:, k].tolist()):
+            if self.for_training and not wrong and not {0.0, 1.0} <= set(targets[:, k].tolist()):
                 self.faults.append(f"{column} must hold both 1 and 0, found {sorted(set(self.table[column]))}")
         return targets, tuple(columns), "multilabel"
 
     def patients(self, column: str | None) -> np.ndarray | None:
         if column is None:
             return None
-        self._count(f"rows have no {column}", [self.places[row] for row, p in enumerate(self.table[column]) if not p])
+        unknown = [self.places[row] for row, p in enumerate(self.table[column]) if not p or p.lower() in MISSING]
+        self._count(f"rows have no {column}", unknown)
         return self.table[column].to_numpy(dtype=str)
 
     def splits(
@@ -361,7 +437,7 @@ def split_faults(
     for split in ("train", "val", "test"):
         chosen = targets[splits == split]
         if not len(chosen):
-            yield f"the split {split} has no images"
+            yield f"the split {split} has no images (to have medxfer split by patient: --data.split_column none)"
             continue
         positive = (chosen == 1).sum(axis=0) if targets.ndim == 2 else np.bincount(chosen, minlength=len(class_names))
         lacking = [name for name, count in zip(class_names, positive, strict=True) if not count]

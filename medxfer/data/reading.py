@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -16,13 +17,17 @@ from medxfer.errors import DataError
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 """What Pillow may decode here; DICOM comes besides."""
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"})
 """What a scan of a folder takes for an image; a file's content decides how it is read."""
 
 MAX_PIXELS = 150_000_000
 """Largest picture that is decoded; an X-ray has at most about 25 million."""
 
 HEADER_BYTES = 132 + 64
+
+ORIENTATION, PHOTOMETRIC, BITS_PER_SAMPLE, SAMPLE_FORMAT = 0x0112, 262, 258, 339
+WHITE_IS_ZERO = 0
+"""Tags of TIFF and EXIF."""
 
 
 def read_image(path: Path, *, channels: Literal[1, 3] | int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -56,7 +61,7 @@ def read_image(path: Path, *, channels: Literal[1, 3] | int, max_pixels: int = M
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the images below a folder, sorted: by suffix, or DICOM without one; hidden files are left out."""
+    """Return the images below a folder, sorted: by suffix, or DICOM whatever its name; hidden files are left out."""
     return sorted(_walk(folder))
 
 
@@ -67,13 +72,9 @@ def _walk(folder: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if name.startswith("."):
                 continue
-            if path.suffix.lower() in IMAGE_SUFFIXES or (_may_lack_suffix(path) and _is_dicom_file(path)):
+            # DICOM files are often named by their UID, or end in .IMA and the like.
+            if path.suffix.lower() in IMAGE_SUFFIXES or _is_dicom_file(path):
                 yield path
-
-
-def _may_lack_suffix(path: Path) -> bool:
-    # DICOM files are often named by their UID, whose last part looks like a suffix.
-    return not path.suffix or path.suffix[1:].isdigit()
 
 
 def _is_dicom_file(path: Path) -> bool:
@@ -87,10 +88,10 @@ def _is_dicom_file(path: Path) -> bool:
 def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
     """Decode with Pillow: uint8 (H, W, 1) or (H, W, 3)."""
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, see below
-            picture = Image.open(path, formats=FORMATS)
-        with picture:
+            # Opened by name, Pillow maps uncompressed TIFFs and takes their sides for swapped by EXIF already.
+            picture = Image.open(file, formats=FORMATS)
             width, height = picture.size
             if width * height > max_pixels:
                 raise DataError(f"has {width} × {height} pixels, more than the {max_pixels:,} that are allowed")
@@ -99,8 +100,11 @@ def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
                 raise DataError(
                     f"holds {getattr(picture, 'n_frames', 1)} pictures; one is needed: save the one you want"
                 )
+            if _is_deep_colour(picture):
+                return _deep_colour(path, picture)
             picture.load()
-            return _to_array(ImageOps.exif_transpose(picture))
+            tags = getattr(picture, "tag_v2", {})  # which a turned copy lacks
+            return _to_array(ImageOps.exif_transpose(picture), tags)
     except UnidentifiedImageError as error:
         raise DataError("is not a PNG, JPEG, TIFF, BMP, WebP or DICOM image") from error
     except Image.DecompressionBombError as error:
@@ -114,9 +118,30 @@ def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
         raise DataError(f"is damaged: {reason}") from error
 
 
-def _to_array(picture: Image.Image) -> np.ndarray:
+def _is_deep_colour(picture: Image.Image) -> bool:
+    """Return whether a picture has 16 bits and several channels, of which Pillow would drop the lower eight."""
+    return not picture.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
+
+
+def _deep_colour(path: Path, picture: Image.Image) -> np.ndarray:
+    """Decode with OpenCV, on black, and scale all channels by one range: uint8 (H, W, 1) or (H, W, 3)."""
+    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or picture.mode not in ("RGB", "RGBA", "LA"):
+        raise DataError(f"is a {picture.format} of 16 bits and mode {picture.mode}, which cannot be read: use 8 bits")
+    colours = pixels[..., 2::-1].astype(np.float32)  # OpenCV's order is blue, green, red
+    visible = None
+    if pixels.shape[2] == 4:
+        opacity = pixels[..., 3:].astype(np.float32) / (2**16 - 1)
+        colours, visible = colours * opacity, np.broadcast_to(opacity > 0, colours.shape)
+    scaled = Image.fromarray(to_uint8(colours, valid=visible))
+    scaled.getexif()[ORIENTATION] = picture.getexif().get(ORIENTATION, 1)
+    turned = np.asarray(ImageOps.exif_transpose(scaled))
+    return turned[..., :1] if picture.mode == "LA" else turned
+
+
+def _to_array(picture: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
     if picture.mode.startswith("I") or picture.mode == "F":
-        return to_uint8(np.asarray(picture))[..., np.newaxis]
+        return _deep_grey(np.asarray(picture), tags)[..., np.newaxis]
     transparent = "transparency" in picture.info
     if picture.mode == "LA" or (picture.mode in ("1", "L") and transparent):
         return _on_black(picture.convert("RGBA"))[..., :1]
@@ -125,6 +150,14 @@ def _to_array(picture: Image.Image) -> np.ndarray:
     if transparent or picture.mode in ("RGBA", "PA", "RGBa", "La"):
         return _on_black(picture.convert("RGBA"))
     return np.asarray(picture.convert("RGB"))
+
+
+def _deep_grey(values: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
+    """Numbers of more than 8 bits, as Pillow stores them, with the tags of a TIFF → uint8 (H, W)."""
+    if values.dtype == np.int32 and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (1,))[0] == 1:
+        values = values.view(np.uint32)
+    grey = to_uint8(values)
+    return 255 - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey  # Pillow turns only 8 bits
 
 
 def _on_black(picture: Image.Image) -> np.ndarray:

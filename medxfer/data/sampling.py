@@ -38,13 +38,14 @@ class EpochBatches(Sampler[list[Index]]):
     """Batches of one epoch in its random order.
 
     Each global batch is dealt to the processes in turn: process r of n takes its images r, r + n, … A last batch with
-    fewer images than processes is left out, since every process must take part in every step.
+    fewer than `least` images for each process is left out, since every process must take part in every step.
 
     Args:
         order: of the images.
         batch_size: images per global batch.
         rank: this process.
         processes: number of processes.
+        least: images that a process needs in a batch; 2 where batch norm takes its statistics from them.
 
     Example:
         >>> batches = EpochBatches(EpochOrder(size=5, seed=0), batch_size=2)
@@ -52,16 +53,19 @@ class EpochBatches(Sampler[list[Index]]):
         [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, order: EpochOrder, *, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, order: EpochOrder, *, batch_size: int, rank: int = 0, processes: int = 1, least: int = 1
+    ) -> None:
         self.sampler = order
         self.batch_size = batch_size
         self.rank = rank
         self.processes = processes
+        self.least = least
         self.skip = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)
-        return whole + (rest >= self.processes)
+        return whole + (rest >= self.least * self.processes)
 
     def __iter__(self) -> Iterator[list[Index]]:
         epoch, order = self.sampler.epoch, list(self.sampler)

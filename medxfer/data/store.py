@@ -1,6 +1,7 @@
 """Pictures decoded once: a memory-mapped uint8 array on disk that all workers and processes share."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +22,7 @@ from medxfer.data.fitting import content_box, fit_image
 from medxfer.data.reading import read_image
 from medxfer.errors import DataError, listed
 
-VERSION = 1
+VERSION = 2
 """Counts changes of decoding or fitting that change pixels; older stores are then not used."""
 
 STALE_SECONDS = 24 * 3600
@@ -132,7 +134,7 @@ def build_store(
     ]
     key = hashlib.sha256(f"{VERSION}{settings}{''.join(digests)}".encode()).hexdigest()[:32]
     array, index = folder / f"pixels-{key}.npy", folder / f"pixels-{key}.json"
-    if not _is_whole(array, index, settings):
+    if not _is_whole(array, index, settings) or _heals(files, index, settings, num_workers):
         _require_space(folder, len(files) * size_px * size_px * channels)
         _write(files, array, index, settings, num_workers=num_workers, progress=progress)
     unreadable = [(row, reason) for row, reason in json.loads(index.read_text(encoding="utf-8"))["unreadable"]]
@@ -140,7 +142,9 @@ def build_store(
     unreadable = [(row, f"{files[row]}: {reason}") for row, reason in unreadable]
     if unreadable and (on_unreadable == "error" or len(unreadable) == len(files)):
         title = f"{len(unreadable)} of {len(files)} images cannot be read:"
-        advice = "\nrepair or remove them, or go on without them: --data.on_unreadable skip"
+        advice = "\nrepair or remove them"
+        if on_unreadable == "error":
+            advice += ", or go on without them: --data.on_unreadable skip"
         raise DataError(listed(title, [reason for _, reason in unreadable], limit=len(unreadable)) + advice)
     return PixelStore(array, index), unreadable
 
@@ -167,16 +171,41 @@ def _decoded(files: Sequence[Path], settings: Settings, num_workers: int) -> Ite
         for file in files:
             yield decode_file(file, settings)
         return
+    done = 0
+    try:
+        with _pool(num_workers) as pool:
+            waiting = []
+            for start in range(0, len(files), chunk):
+                waiting.append(pool.submit(_decode_chunk, files[start : start + chunk], settings))
+                if len(waiting) > 4 * num_workers:  # keeps the pictures in memory few
+                    results = waiting.pop(0).result()
+                    done += len(results)
+                    yield from results
+            for future in waiting:
+                results = future.result()
+                done += len(results)
+                yield from results
+    except BrokenProcessPool:  # one of the files ended its process: find out which
+        yield from _decoded_one_by_one(files[done:], settings)
+
+
+def _decoded_one_by_one(files: Sequence[Path], settings: Settings) -> Iterator[Decoded]:
+    """Decode in a process that may end, and say which file ended it."""
+    waiting = list(files)
+    while waiting:
+        with _pool(1) as pool:
+            try:
+                while waiting:
+                    yield pool.submit(decode_file, waiting[0], settings).result()
+                    waiting.pop(0)
+            except BrokenProcessPool:
+                file = waiting.pop(0)
+                yield Decoded(_digest(file), reason="is damaged: its decoder ended the process that read it")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
     # Forked processes could inherit a lock that some thread of torch or MLflow holds.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("forkserver")) as pool:
-        chunks = [files[start : start + chunk] for start in range(0, len(files), chunk)]
-        waiting = []
-        for number, part in enumerate(chunks):
-            waiting.append(pool.submit(_decode_chunk, part, settings))
-            if number >= 4 * num_workers:  # keeps the pictures in memory few
-                yield from waiting.pop(0).result()
-        for future in waiting:
-            yield from future.result()
+    return ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
 
 
 def _write(
@@ -184,44 +213,43 @@ def _write(
 ) -> None:
     _remove_stale(array.parent)
     side = settings.size_px
-    with tempfile.NamedTemporaryFile(dir=array.parent, prefix=".writing-", suffix=".npy", delete=False) as temporary:
-        path = Path(temporary.name)
+    digests, boxes, unreadable = [], [], []
+    results = _decoded(files, settings, num_workers)
+    bar = tqdm(
+        results, "decoding images", total=len(files), disable=None if progress else True, unit="image", leave=False
+    )
+    path: Path | None = None
     try:
-        shape = (len(files), side, side, settings.channels)
-        pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        digests, boxes, unreadable = [], [], []
-        results = _decoded(files, settings, num_workers)
-        bar = tqdm(
-            results, "decoding images", total=len(files), disable=None if progress else True, unit="image", leave=False
-        )
-        for row, result in enumerate(bar):
-            if result.image is None:
-                unreadable.append((row, result.reason))
-                continue
-            pixels[len(digests)] = result.image
-            digests.append(result.digest)
-            boxes.append(result.box)
-        pixels.flush()
-        if unreadable:
-            pixels = _shortened(path, pixels, len(digests))
-        del pixels
-        _sync(path)
+        # Written, not mapped: on a full disk a mapped file ends the process instead of raising.
+        with tempfile.NamedTemporaryFile(dir=array.parent, prefix=".writing-", suffix=".npy", delete=False) as file:
+            path = Path(file.name)
+            file.write(_npy_header((len(files), side, side, settings.channels)))
+            for row, result in enumerate(bar):
+                if result.image is None:
+                    unreadable.append((row, result.reason))
+                    continue
+                file.write(result.image.tobytes())
+                digests.append(result.digest)
+                boxes.append(result.box)
+            file.seek(0)
+            file.write(_npy_header((len(digests), side, side, settings.channels)))
+            file.flush()
+            os.fsync(file.fileno())
         _write_json(index, {"digests": digests, "boxes": boxes, "unreadable": unreadable, **vars(settings)})
         path.replace(array)
-    except BaseException:
-        path.unlink(missing_ok=True)
+    except BaseException as error:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(f"the decoded images cannot be written to {array.parent}: {error.strerror}") from error
         raise
 
 
-def _shortened(path: Path, pixels: np.memmap, rows: int) -> np.memmap:
-    """Copy the first rows to a file of their own under the same name."""
-    shorter = path.with_suffix(".short")
-    copy = np.lib.format.open_memmap(shorter, mode="w+", dtype=np.uint8, shape=(rows, *pixels.shape[1:]))
-    for row in range(rows):
-        copy[row] = pixels[row]
-    copy.flush()
-    shorter.replace(path)
-    return copy
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the header of a .npy file of uint8; NumPy pads it so that its length does not depend on the rows."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -245,6 +273,12 @@ def _is_whole(array: Path, index: Path, settings: Settings) -> bool:
         return False
     wanted = (rows, settings.size_px, settings.size_px, settings.channels)
     return pixels.shape == wanted and pixels.dtype == np.uint8
+
+
+def _heals(files: Sequence[Path], index: Path, settings: Settings, num_workers: int) -> bool:
+    """Return whether a file that could not be read, for want of a decoder or by a fault of the disk, now can."""
+    failed = [files[row] for row, _ in json.loads(index.read_text(encoding="utf-8"))["unreadable"]]
+    return any(result.image is not None for result in _decoded(failed, settings, num_workers))
 
 
 def _digest(file: Path) -> str:
@@ -279,8 +313,3 @@ def _remove_stale(folder: Path) -> None:
                 path.unlink()
         except FileNotFoundError:
             continue  # another process was quicker
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -119,9 +119,9 @@ def fetch_imagenet(*, progress: bool = True) -> Path:
     path = imagenet_file()
     prefix = path.stem.rpartition("-")[2]
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         print(f"downloading the ImageNet weights {path.name} (104 MB) to {path.parent}", flush=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(IMAGENET_URL, str(path), hash_prefix=prefix, progress=progress)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise CheckpointError(

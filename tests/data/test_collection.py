@@ -1,6 +1,7 @@
 """From a config to labels, pictures and split, whose rows belong together."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from medxfer.config import DataConfig
 from medxfer.data.collection import CHANNELS, Collection, build_collection, decode
 from medxfer.data.fitting import fit_image
 from medxfer.data.manifest import read_manifest
+from medxfer.data.phantoms import write_xray_phantoms
 from medxfer.data.reading import read_image
 from medxfer.data.splits import check_split, split_by_fold, split_by_group
 from medxfer.errors import DataError
@@ -159,3 +161,15 @@ def test_several_label_columns_make_a_multilabel_collection(xrays, tmp_path):
     assert found.manifest.targets.shape == (len(rows), 2)
     for split in ("train", "val", "test"):
         assert (found.manifest.targets[found.splits == split] == 1).any(axis=0).all()
+
+
+def test_folds_and_a_given_split_exclude_each_other(tmp_path):
+    table = write_xray_phantoms(tmp_path / "x", patients=12, size_px=32)
+    rows = table.read_text().splitlines()
+    parts = ["split", *(("train", "val", "test")[int(row.split(",")[2][1:]) // 2 % 3] for row in rows[1:])]
+    table.write_text("\n".join(f"{row},{part}" for row, part in zip(rows, parts, strict=True)))
+    settings = {"store_folder": tmp_path / "store", "seed": 0, "workers": 0}
+    config = DataConfig(source=str(table), image_size_px=32, folds=3)
+    with pytest.raises(DataError, match="the source gives the splits itself"):
+        build_collection(config, **settings)
+    assert build_collection(replace(config, split_column="none"), **settings).manifest.splits is None

@@ -103,7 +103,7 @@ def _window(x: np.ndarray, function: str, centre: float, width: float) -> np.nda
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-@pytest.mark.parametrize(("centre", "width"), [(2048, 4096), (1500, 900), (300, 2), (100.5, 33.25), (9000, 500)])
+@pytest.mark.parametrize(("centre", "width"), [(2048, 4096), (1500, 900), (300, 2), (100.5, 33.25)])
 def test_a_window_is_the_formula_of_the_standard(tmp_path, function, centre, width):
     film = _film()
     found = _shown(tmp_path, film, BitsStored=12, WindowCenter=centre, WindowWidth=width, VOILUTFunction=function)
@@ -532,3 +532,23 @@ def test_a_written_file_says_what_was_asked(tmp_path, photometric, window):
     (tmp_path / "again").mkdir()
     write_dicom(tmp_path / "again" / "a.dcm", film, patient_id="P7", photometric=photometric, window=window)
     assert (tmp_path / "again" / "a.dcm").read_bytes() == (tmp_path / "a.dcm").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "tags", [{"WindowCenter": 30000, "WindowWidth": 10}, {"RescaleSlope": 0, "RescaleIntercept": 5}]
+)
+def test_a_window_or_slope_that_shows_nothing_counts_as_damaged(tmp_path, tags):
+    film = _film()
+    np.testing.assert_array_equal(_shown(tmp_path, film, **tags), _as_png(tmp_path, film))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_voi_lut_is_the_same_in_both_encodings(tmp_path, syntax):
+    """Without a value representation the table comes as bytes."""
+    film = _film(top=1023)
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [1024, 0, 12], np.arange(500, 1524).astype("<u2").tobytes()
+    item["LUTData"].VR = "OW"
+    dataset = _dataset(film, VOILUTSequence=[item])
+    dataset.file_meta.TransferSyntaxUID = syntax
+    np.testing.assert_allclose(_read(_save(tmp_path / "a.dcm", dataset))[..., 0], film * (255 / 1023), atol=0.51)

@@ -112,3 +112,12 @@ def test_up_and_left_stay_up_and_left():
         assert content[: height // 2 - 1, : width // 2 - 1].min() == 255
         assert content[height // 2 + 1 :].max() == 0
         assert content[:, width // 2 + 1 :].max() == 0
+
+
+def test_a_slender_picture_is_cropped_before_it_is_enlarged():
+    """Enlarged first, it would take gigabytes."""
+    picture = np.random.default_rng(0).integers(0, 256, (200_000, 2, 1), dtype=np.uint8)
+    middle = picture[99_999:100_001]
+    np.testing.assert_array_equal(
+        fit_image(picture, size_px=64, fit="crop"), fit_image(middle, size_px=64, fit="stretch")
+    )

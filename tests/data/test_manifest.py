@@ -94,7 +94,8 @@ def test_spaces_around_cells_do_not_count_and_quotes_hold_a_comma(root):
 
 @pytest.mark.parametrize("names", [("NA", "nan"), ("01", "1"), ("None", "null"), ("1.0", "1e0")])
 def test_labels_and_patients_stay_text(root, names):
-    found = _table(root, f"a.png,{names[0]},01", f"b.png,{names[1]},1", header="path,label,patient_id")
+    rows = [f"a.png,{names[0]},01", f"b.png,{names[1]},1"]
+    found = _table(root, *rows, header="path,label,patient_id", class_names=list(names))
     assert set(found.class_names) == set(names)
     assert found.groups().tolist() == ["01", "1"]
 
@@ -126,7 +127,7 @@ def test_splits_may_be_spelled_in_several_ways(root, names):
 
 
 def test_a_given_split_may_be_ignored(root):
-    found = _table(root, "a.png,x,nonsense", "b.png,y,train", header="path,label,split", use_splits=False)
+    found = _table(root, "a.png,x,nonsense", "b.png,y,train", header="path,label,split", for_training=False)
     assert found.splits is None
 
 
@@ -358,3 +359,89 @@ def test_the_digest_depends_on_what_is_trained_on_and_on_nothing_else(root):
                rows[::-1], ["a.png,x,1,50", "b.png,z,2,60"]]  # fmt: skip
     digests = [first, *(_table(root, *change, header=header).digest() for change in changes)]
     assert len(set(digests)) == len(digests), json.dumps(digests)
+
+
+def test_what_stands_for_a_missing_value_is_no_class_and_no_patient(root):
+    refusal = _refusal(root, "a.png,nan,1", "b.png,x,NaN", "c.png,y,n/a", header="path,label,patient_id")
+    assert "label holds 'nan', which mostly means that a label is missing" in refusal
+    assert "2 of 3 rows have no patient_id: line 3; line 4" in refusal
+
+
+def test_a_class_that_is_spelled_in_two_ways_is_told(root):
+    refusal = _refusal(root, "a.png,Pneumonia", "b.png,pneumonia", "c.png,clear")
+    assert "label spells a class in 2 ways, 'Pneumonia', 'pneumonia'" in refusal
+    named = _table(root, "a.png,X", "b.png,x", class_names=["X", "x"])
+    assert named.class_names == ("X", "x")
+
+
+def test_excels_line_that_names_the_separator(root):
+    found = _table(root, "path;label", "a.png;x", "b.png;y", header="sep=;")
+    assert found.class_names == ("x", "y")
+    assert "line 4: no.png" in _refusal(root, "path;label", "a.png;x", "no.png;y", header="sep=;")
+    (root / "labels.csv").write_text("sep=;\n")
+    with pytest.raises(DataError, match="is empty"):
+        read_manifest(root / "labels.csv")
+
+
+def test_paths_of_another_system_get_a_hint(root):
+    assert "paths need / instead of \\" in _refusal(root, "images\\a.png,x", "b.png,y")
+
+
+def test_the_usual_patient_column_is_used_where_it_exists(root):
+    rows = ["a.png,x,L1", "b.png,y,L2"]
+    found = _table(root, *rows, header="path,label,lesion_id", usual_patient_column="lesion_id")
+    assert found.groups().tolist() == ["L1", "L2"]
+    assert _table(root, *rows, header="path,label,other", usual_patient_column="lesion_id").patients is None
+
+
+def test_a_given_split_can_be_ignored(root):
+    rows = [f"{n}.png,{dx},{part}" for n, dx, part in zip("abcdef", "xyxyxy", SIX_SPLITS, strict=True)]
+    assert _table(root, *rows, header="path,label,split", split_column="none").splits is None
+    only_train = [row.rpartition(",")[0] + ",train" for row in rows]
+    assert "--data.split_column none" in _refusal(root, *only_train, header="path,label,split")
+
+
+def test_a_label_without_positives_can_be_evaluated_and_not_trained_on(root):
+    options = {"header": "path,p,q", "label_columns": ["p", "q"]}
+    rows = ["a.png,1,0", "b.png,0,0"]
+    assert "q must hold both 1 and 0" in _refusal(root, *rows, **options)
+    found = _table(root, *rows, **options, for_training=False)
+    np.testing.assert_array_equal(found.targets[:, 1], [0, 0])
+
+
+def _images(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"never opened")
+
+
+def _splits_in_folders(root: Path) -> Path:
+    _images(*(root / f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("x", "y")))
+    return root
+
+
+def test_other_folders_beside_the_splits_do_not_make_classes_of_them(tmp_path):
+    folder = _splits_in_folders(tmp_path)
+    (folder / "figures").mkdir()
+    _images(folder / "__MACOSX/train/x/._1.png")
+    found = read_manifest(folder)
+    assert found.class_names == ("x", "y")
+    assert found.splits is not None
+    _images(folder / "more/x/1.png")
+    with pytest.raises(DataError, match="images lie outside of the splits, in more"):
+        read_manifest(folder)
+
+
+def test_what_would_be_left_out_of_a_folder_is_told(tmp_path):
+    _images(*(tmp_path / f"{name}/1.png" for name in "xy"), tmp_path / "stray.png")
+    (tmp_path / "z").mkdir()
+    with pytest.raises(DataError) as caught:
+        read_manifest(tmp_path)
+    assert "1 images lie beside the class folders" in str(caught.value)
+    assert "the class folder z holds no image" in str(caught.value)
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path):
+    _images(tmp_path / "x/1.png", tmp_path / "y/1.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/x/\xe4.png")))
+    with pytest.raises(DataError, match="cannot be written to a table: rename it"):
+        read_manifest(tmp_path)

@@ -6,9 +6,10 @@ import warnings
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from medxfer.data.dicom import write_dicom
 from medxfer.data.intensity import to_uint8
@@ -408,3 +409,63 @@ def test_files_of_the_real_world_are_read_or_refused_in_one_line():
     assert any(not isinstance(picture, str) and picture.any() for picture in found.values())
     refused = {path: text for path, text in found.items() if isinstance(text, str)}
     assert all(text.startswith(f"{path}: ") and "\n" not in text for path, text in refused.items())
+
+
+def _deep(path: Path, pixels: np.ndarray) -> Path:
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bit_colours_share_one_range(tmp_path, name):
+    """A 12-bit picture in 16 bits; Pillow alone would keep the upper eight of them."""
+    ramp = np.linspace(0, 4095, 64 * 48).reshape(64, 48)
+    bgr = np.stack([ramp / 4, ramp / 2, ramp], axis=2).astype(np.uint16)
+    found = _read(_deep(tmp_path / name, bgr), channels=3)
+    np.testing.assert_array_equal(found, to_uint8(bgr[..., ::-1]))
+    assert found[..., 0].max() == 255
+
+
+def test_sixteen_bit_transparency_is_shown_on_black(tmp_path):
+    pixels = np.full((40, 40, 4), 1000, dtype=np.uint16)
+    pixels[:20, :, :3] = 4000
+    pixels[..., 3] = 65535
+    pixels[:, :10, 3] = 0
+    found = _read(_deep(tmp_path / "a.png", pixels), channels=3)
+    assert (found[:, :10] == 0).all()
+    assert (found[:20, 10:] == 255).all()
+    assert (found[20:, 10:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_white_is_zero_is_turned_at_any_depth(tmp_path, mode):
+    pixels = np.linspace(0, 4000, 40 * 30).reshape(40, 30).astype(np.uint16 if mode == "I;16" else np.float32)
+    paths = []
+    for photometric in (0, 1):
+        path = tmp_path / f"{photometric}.tif"
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        info[262] = photometric
+        Image.fromarray(pixels).save(path, tiffinfo=info)
+        paths.append(path)
+    with Image.open(paths[0]) as written:
+        assert written.tag_v2[262] == 0
+    np.testing.assert_array_equal(_read(paths[0]), 255 - _read(paths[1]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_orientation_of_an_uncompressed_tiff(tmp_path, dtype, orientation):
+    pixels = _random(40, 60, dtype=dtype)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain, packed = tmp_path / "plain.tif", tmp_path / "packed.tif"
+    Image.fromarray(pixels).save(plain, exif=exif)
+    Image.fromarray(pixels).save(packed, exif=exif, compression="tiff_lzw")
+    np.testing.assert_array_equal(_read(plain), _read(packed))
+
+
+def test_dicom_is_found_whatever_its_suffix(tmp_path):
+    for name in ("1.2.3.IMA", "slice.ima", "x.v2"):
+        (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "notes.txt").write_text("no image at all, only some text")
+    assert [path.name for path in find_images(tmp_path)] == ["1.2.3.IMA", "slice.ima", "x.v2"]

@@ -137,3 +137,10 @@ def test_an_epoch_can_be_interrupted_twice():
     third.load_state_dict(second.state_dict())
     assert third.batch_sampler.skip == 3
     assert _epoch(third, 0) == whole[3:]
+
+
+@pytest.mark.parametrize(("least", "sizes"), [(1, [4, 4, 1]), (2, [4, 4])])
+def test_a_last_batch_that_is_too_small_is_left_out(least, sizes):
+    batches = EpochBatches(EpochOrder(size=9, seed=0), batch_size=4, least=least)
+    assert [len(batch) for batch in batches] == sizes
+    assert len(batches) == len(sizes)

@@ -4,14 +4,20 @@ import hashlib
 import json
 import os
 import pickle
+import resource
+import signal
 import stat
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medxfer.data import store as store_module
 from medxfer.data.fitting import content_box, fit_image
 from medxfer.data.reading import read_image
 from medxfer.data.store import PixelStore, Settings, build_store, decode_file
@@ -285,3 +291,80 @@ def test_one_file_that_cannot_be_read_gives_a_reason_and_no_exception(tmp_path):
     assert found.image is None
     assert found.reason == "is empty"
     assert decode_file(tmp_path / "no.png", Settings(1, SIZE, "pad")).digest == "unreadable"
+
+
+def test_a_file_that_ends_its_decoder_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+    """Stands for a decoder that aborts: the pool's processes end, and each file is then read on its own."""
+    files = _files(tmp_path / "images", count=40)
+    bad = files[17]
+    original = store_module._pool
+    monkeypatch.setattr(store_module, "_pool", lambda workers: _Breaking(original, bad))
+    store, unreadable = _build(files, tmp_path / "store", on_unreadable="skip", num_workers=2)
+    assert [row for row, _ in unreadable] == [17]
+    assert "its decoder ended the process" in unreadable[0][1]
+    monkeypatch.undo()
+    whole, _ = _build([file for file in files if file != bad], tmp_path / "others")
+    assert all(np.array_equal(store[row], whole[row]) for row in range(39))
+
+
+class _Breaking:
+    """A pool without processes that breaks as soon as it gets one file."""
+
+    def __init__(self, original: object, bad: Path) -> None:
+        self.bad = bad
+        self.broken = False
+
+    def __enter__(self) -> "_Breaking":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., object], files: object, settings: Settings) -> Future:
+        future: Future = Future()
+        if self.broken or files == self.bad or (isinstance(files, list) and self.bad in files):
+            self.broken = True
+            future.set_exception(BrokenProcessPool())
+        else:
+            future.set_result(function(files, settings))
+        return future
+
+
+def test_a_file_that_can_be_read_again_is_read_again(tmp_path, monkeypatch):
+    files = _files(tmp_path / "images")
+    original = store_module.read_image
+
+    def failing(path: Path, **options: object) -> np.ndarray:
+        if path == files[2]:
+            raise DataError(f"{path}: Input/output error")
+        return original(path, **options)
+
+    monkeypatch.setattr(store_module, "read_image", failing)
+    _, unreadable = _build(files, tmp_path / "store", on_unreadable="skip")
+    assert [row for row, _ in unreadable] == [2]
+    monkeypatch.undo()
+    store, unreadable = _build(files, tmp_path / "store")
+    assert (len(store), unreadable) == (6, [])
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    """A limit on the size of files stands for the disk: it fails while pictures are written."""
+    files = _files(tmp_path / "images", count=30)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * SIZE * SIZE, hard))
+    try:
+        with pytest.raises(DataError, match=f"cannot be written to {tmp_path / 'store'}: File too large"):
+            _build(files, tmp_path / "store")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_advice_to_skip_is_for_those_who_do_not(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    for choice, advised in (("error", True), ("skip", False)):
+        with pytest.raises(DataError) as caught:
+            _build([tmp_path / "a.png"], tmp_path / "store", on_unreadable=choice)
+        assert ("on_unreadable skip" in str(caught.value)) == advised
