@@ -198,6 +198,31 @@ def test_resuming_after_any_epoch_ends_in_the_weights_of_the_uninterrupted_run(
     assert sorted(run.data.tags.get("resumptions", "0") for run in runs(tmp_path)) == ["0", "1"]
 
 
+def test_killed_in_the_validation_behind_a_checkpoint_of_the_last_batch(tmp_path, xrays, source, monkeypatch):
+    """A checkpoint after every batch: the last one is of an epoch's last batch, and its validation is still to come."""
+    shared = {"stages__head_epochs": 1, "stages__finetune_epochs": 2}
+    assert train.main(training_command(tmp_path, xrays, source, tracking__run_name="whole", **shared)) == 0
+    original = train.TransferTask.validation_step
+
+    def killed(self: object, batch: object, batch_idx: int) -> None:
+        if self.current_epoch == 1:
+            raise _Killed
+        original(self, batch, batch_idx)
+
+    monkeypatch.setattr(train.TransferTask, "validation_step", killed)
+    with pytest.raises(_Killed):
+        train.main(
+            training_command(
+                tmp_path, xrays, source, tracking__run_name="broken", checkpoint__every_minutes=1e-9, **shared
+            )
+        )
+    monkeypatch.undo()
+    assert train.main(["--resume", str(tmp_path / "broken"), "--debug"]) == 0
+    assert same(weights(tmp_path / "whole/checkpoints/last.ckpt"), weights(tmp_path / "broken/checkpoints/last.ckpt"))
+    assert (tmp_path / "whole/metrics.json").read_bytes() == (tmp_path / "broken/metrics.json").read_bytes()
+    assert list(pd.read_csv(tmp_path / "broken/history.csv")["epoch"]) == [0, 1, 2]
+
+
 def test_ctrl_c_in_mid_epoch_loses_nothing(tmp_path, xrays, source, monkeypatch, capsys):
     epochs = {"stages__head_epochs": 1, "stages__finetune_epochs": 1, "data__batch_size": 8}
     assert train.main(training_command(tmp_path, xrays, source, tracking__run_name="whole", **epochs)) == 0

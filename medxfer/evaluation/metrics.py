@@ -52,6 +52,8 @@ class EpochMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return each metric's value."""
         probs, targets = dim_zero_cat(self.probs), dim_zero_cat(self.targets)
+        if not torch.isfinite(probs).all():  # their order, and so every metric, would be that of the table
+            return dict.fromkeys(("auroc", "average_precision", "balanced_accuracy"), torch.tensor(torch.nan))
         found: dict[str, list[Tensor]] = {"auroc": [], "average_precision": [], "balanced_accuracy": []}
         for k in [1] if self.task == "binary" else range(probs.shape[1]):
             truth = targets[:, k] if targets.ndim == 2 else (targets == k).float()

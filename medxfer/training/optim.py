@@ -89,7 +89,8 @@ def schedule_factor(
     """Return the factor on all learning rates at a point of a stage.
 
     Args:
-        progress: epochs of the stage behind and in this step, more than 0, at most `total`.
+        progress: epochs of the stage before the middle of this step, more than 0, less than `total`: at the end of a
+            cosine the rate is 0, and a step there would be wasted.
         schedule: cosine, step or constant.
         total: epochs of the stage.
         warmup: epochs of linear warm-up; at most half of the stage is used.

@@ -4,7 +4,7 @@ The stage is derived from the epoch and from where the stages ended, never from 
 run lands in the right stage.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Stage = Literal["head", "finetune"]
@@ -17,8 +17,8 @@ class StagePlan:
     Attributes:
         head_epochs: planned epochs of the head stage.
         finetune_epochs: planned epochs of the fine-tuning stage.
-        head_end: first epoch after the head stage, when patience ended it early; else None.
-        end: first epoch after the fine-tuning stage, when patience ended it early; else None.
+        head_end: first epoch after the head stage, once it has ended, as planned or by patience; else None.
+        end: first epoch after the fine-tuning stage, once it has ended; else None.
 
     Example:
         >>> plan = StagePlan(head_epochs=2, finetune_epochs=3)
@@ -62,11 +62,13 @@ class StagePlan:
             self.end = epoch + 1
 
     def state_dict(self) -> dict[str, int | None]:
-        """Return where stages ended early."""
-        return {"head_end": self.head_end, "end": self.end, "epochs": self.head_epochs + self.finetune_epochs}
+        """Return where stages ended, and how long they were planned."""
+        return asdict(self)
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Take over where stages ended early; more epochs than before reopen a stage that patience had ended last."""
+        """Take over where stages ended; a stage that is planned longer than before is open again."""
         self.head_end, self.end = state["head_end"], state["end"]
-        if self.end is not None and self.head_epochs + self.finetune_epochs > (state["epochs"] or 0):
+        if self.head_epochs > (state["head_epochs"] or 0):
+            self.head_end = None
+        if self.finetune_epochs > (state["finetune_epochs"] or 0):
             self.end = None

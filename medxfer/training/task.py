@@ -57,6 +57,7 @@ class TransferTask(LightningModule):
         self.task = task
         self.description = description
         self.seed = seed
+        self._val_outputs: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
     def for_prediction(cls, net: TransferNet, *, task: str) -> "TransferTask":
@@ -103,14 +104,16 @@ class TransferTask(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add one batch to the validation loss and metrics."""
+        """Add one batch to what the validation loss and metrics are computed from."""
         logits = self.net(batch["image"]).float()
-        size = len(batch["row"])
-        self.log("val/loss", self.loss(logits, batch["target"]), batch_size=size, sync_dist=True)
+        self._val_outputs.append((logits, batch["target"]))
         self._metrics().update(self.probabilities(logits), batch["target"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over the whole validation split."""
+        """Log loss and metrics over the whole validation split, which do not depend on how it was cut into batches."""
+        logits, targets = (torch.cat(parts) for parts in zip(*self._val_outputs, strict=True))
+        self._val_outputs.clear()
+        self.log("val/loss", self.loss(logits, targets), batch_size=len(logits), sync_dist=True)
         values = self._metrics().compute()
         self.log_dict({f"val/{name}": value for name, value in values.items()})
         self._metrics().reset()

@@ -270,3 +270,10 @@ def test_a_label_that_nobody_knows_is_not_defined():
         one.probs, one.targets, np.ones((1, len(one))), task="multilabel", thresholds=[0.5] * 3
     )
     assert all(np.isnan(values[0, 1]) and np.isfinite(values[0, [0, 2]]).all() for values in columns.values())
+
+
+def test_scores_that_are_not_finite_rank_nobody():
+    """torchmetrics would rank them in the order of the table."""
+    metrics = build_epoch_metrics("binary")
+    metrics.update(torch.full((6, 2), torch.nan), torch.tensor([1, 1, 1, 0, 0, 0]))
+    assert all(torch.isnan(value) for value in metrics.compute().values())

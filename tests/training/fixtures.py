@@ -58,10 +58,12 @@ def fit(
     patience: int = 9,
     every_minutes: float = 0,
     keep: int = 0,
+    accumulate: int = 1,
+    resume: Path | None = None,
     progress_bar: Progress | None = None,
 ) -> Trainer:
     trainer = build_trainer(
-        TrainerConfig(accelerator="cpu"),
+        TrainerConfig(accelerator="cpu", accumulate=accumulate),
         optim=optim,
         precision="32-true",
         logger=None,
@@ -73,5 +75,6 @@ def fit(
         max_epochs=plan.total_epochs,
         progress_bar=progress_bar,
     )
-    trainer.fit(make_task(net, optim=optim), datamodule=feed or make_feed())
+    task = make_task(net, optim=optim)
+    trainer.fit(task, datamodule=feed or make_feed(), ckpt_path=resume, weights_only=True)
     return trainer

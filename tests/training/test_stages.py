@@ -37,3 +37,14 @@ def test_state_survives():
     longer = StagePlan(5, 7)
     longer.load_state_dict(plan.state_dict())
     assert stages(longer) == "h" + 7 * "f"
+
+
+def test_a_head_stage_that_was_the_whole_run_can_be_longer():
+    plan = StagePlan(5, 0)
+    plan.end_stage(1)
+    longer = StagePlan(6, 0)
+    longer.load_state_dict(plan.state_dict())
+    assert stages(longer) == 6 * "h"
+    same = StagePlan(5, 0)
+    same.load_state_dict(plan.state_dict())
+    assert stages(same) == "hh"

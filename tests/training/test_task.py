@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from medxfer.config import OptimConfig
+from medxfer.training.losses import ClassLoss
 from medxfer.training.stages import StagePlan
 from medxfer.training.task import TransferTask
+from medxfer.training.trainer import build_predictor
 from tests.models.test_transfer import make_net, pictures
 from tests.training.fixtures import fit, make_feed, make_task
 
@@ -108,3 +110,20 @@ def test_train_loss_is_the_mean_over_images_not_over_batches(tmp_path):
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(net.eval()(images), torch.from_numpy(feed.targets[:5]))
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_val_loss_does_not_depend_on_the_batches(tmp_path, batch_size):
+    """With weighted classes the mean of the batches' means would."""
+    net = make_net(outputs=2, freeze_until="all", dropout=0.0)
+    feed = make_feed(train=8, val=9, batch_size=batch_size)
+    feed.targets[8:] = [0, 0, 0, 0, 0, 0, 0, 1, 0]
+    weights = torch.tensor([1.0, 5.0])
+    task = make_task(net)
+    task.loss = ClassLoss(name="cross_entropy", weights=weights, label_smoothing=0.0, focal_gamma=0.0)
+    trainer = build_predictor(accelerator="cpu", precision="32-true")
+    trainer.validate(task, feed.loader("val"), verbose=False)
+    images = torch.from_numpy(feed.pictures[8:]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(net(images), torch.from_numpy(feed.targets[8:]), weights)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(expected), rel=1e-4)

@@ -42,6 +42,8 @@ class Checkpointing(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write `last.ckpt` when the last one is too old."""
+        if not may_stop_behind(batch_idx, trainer):
+            return
         due = trainer.strategy.broadcast(
             bool(self.every_minutes) and time.monotonic() - self._saved_at >= 60 * self.every_minutes
         )
@@ -78,6 +80,16 @@ class Checkpointing(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score so far."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+
+def may_stop_behind(batch_idx: int, trainer: Trainer) -> bool:
+    """Return whether a run that is stopped behind this batch can go on as if it had not been.
+
+    Not behind an epoch's last batch: the resumed run would take the epoch for validated; the epoch's own checkpoint
+    comes soon. And only behind an optimizer step: gradients that are being accumulated are in no checkpoint.
+    """
+    done = batch_idx + 1
+    return done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0
 
 
 def save_checkpoint(trainer: Trainer, path: Path, *, weights_only: bool) -> None:

@@ -1,11 +1,13 @@
 """Moves from stage to stage within one fit, sets the learning rates, and ends a stage when it no longer improves."""
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from medxfer.config import OptimConfig
+from medxfer.errors import ConfigError
 from medxfer.models.transfer import TransferNet
 from medxfer.training.optim import schedule_factor
 from medxfer.training.stages import StagePlan
@@ -42,18 +44,21 @@ class Stages(Callback):
         self.net.set_head_only(self.plan.stage(trainer.current_epoch) == "head")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set every group's learning rate for this batch."""
+        """Set every group's learning rate for this batch, and freeze again where a run was resumed in mid-epoch."""
         epoch = trainer.current_epoch
         before, total = self.plan.position(epoch)
+        head_only = self.plan.stage(epoch) == "head"
+        if self.net.head_only != head_only:
+            self.net.set_head_only(head_only)
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         factor = schedule_factor(
-            before + (batch_idx + 1) / trainer.num_training_batches,
+            before + (batch_idx // trainer.accumulate_grad_batches + 0.5) / steps,
             schedule=self.optim.schedule,
             total=total,
             warmup=self.optim.warmup_epochs,
             step_epochs=self.optim.step_epochs,
             step_factor=self.optim.step_factor,
         )
-        head_only = self.plan.stage(epoch) == "head"
         for group in trainer.optimizers[0].param_groups:
             asleep = head_only and not group["name"].startswith("head/")
             group["lr"] = 0.0 if asleep else group["base_lr"] * factor
@@ -70,11 +75,10 @@ class Stages(Callback):
             self.waited += 1
         before, total = self.plan.position(epoch)
         ended = self.waited >= self.patience
-        if ended:
-            self.plan.end_stage(epoch)
-            trainer.fit_loop.max_epochs = self.plan.total_epochs
         if ended or before + 1 == total:
             self.best, self.waited = None, 0
+            self.plan.end_stage(epoch)
+            trainer.fit_loop.max_epochs = self.plan.total_epochs
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
@@ -87,8 +91,17 @@ class Stages(Callback):
 
 
 def monitored_score(trainer: Trainer, monitor: str) -> tuple[float, float]:
-    """Return (monitored metric, −val/loss), larger is better in both; an undefined value is worse than any other."""
+    """Return (monitored metric, −val/loss), larger is better in both; an undefined metric is worse than any other.
+
+    Raises:
+        ConfigError: the loss is not finite: training has diverged.
+    """
     metrics = trainer.callback_metrics
+    if not torch.isfinite(metrics["val/loss"]):
+        raise ConfigError(
+            f"training diverged: the validation loss of epoch {trainer.current_epoch + 1} is {metrics['val/loss']:g}; "
+            "lower optim.lr, or limit the gradients by optim.gradient_clip. The best checkpoint before it is kept"
+        )
     value = float(metrics[monitor])
     values = (-value if monitor == "val/loss" else value, -float(metrics["val/loss"]))
     first, second = (torch.nan_to_num(torch.tensor(v), nan=-torch.inf).item() for v in values)

@@ -1,12 +1,13 @@
 """Ctrl-C: a flag, a checkpoint at the next batch boundary, then the end."""
 
+import os
 import signal
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from medxfer.training.callbacks.checkpointing import Checkpointing
+from medxfer.training.callbacks.checkpointing import Checkpointing, may_stop_behind
 
 
 class TrainingInterruptedError(Exception):
@@ -26,12 +27,15 @@ class Interruption(Callback):
         self.checkpointing = checkpointing
         self.asked = False
         self._before: Any = None
+        self._process = os.getpid()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over Ctrl-C; earlier, Lightning would take this handler for the user's and put it back at the end."""
         self._before = signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a worker, which inherited the handler
         self.asked = True
         signal.signal(signal.SIGINT, self._before)
         print("\nstopping after this batch; press Ctrl-C again to stop at once", flush=True)
@@ -39,8 +43,8 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and end, except at an epoch's last batch, whose validation belongs to the epoch's own checkpoint."""
-        if batch_idx + 1 < trainer.num_training_batches:
+        """Save and end at the next batch that allows it."""
+        if may_stop_behind(batch_idx, trainer):
             self._end_if_asked(trainer, save=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -35,7 +35,7 @@ class Progress(TQDMProgressBar):
     ) -> None:
         """Count the batch."""
         self._batches += 1
-        self._loss = float(outputs["loss"])
+        self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning divides by it
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -45,7 +45,21 @@ def test_a_clock_saves_within_an_epoch(tmp_path):
                 steps.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"])
 
     fit(make_net(outputs=2, freeze_until="all"), tmp_path, Watch(), plan=StagePlan(1, 0), every_minutes=1e-9)
-    assert steps == [1, 2, 3]
+    assert steps == [1, 2, 2]  # the third batch is left to the epoch's end
+
+
+def test_a_clock_saves_only_behind_optimizer_steps(tmp_path):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+            seen.append((batch_idx, (tmp_path / "last.ckpt").exists()))
+
+    fit(
+        make_net(outputs=2, freeze_until="all"), tmp_path, Watch(), plan=StagePlan(1, 0), every_minutes=1e-9,
+        accumulate=2,
+    )  # fmt: skip
+    assert seen == [(0, False), (1, True), (2, True)]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
