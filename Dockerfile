@@ -10,7 +10,7 @@ ARG USER_ID=1001
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid "${USER_ID}" --create-home medxfer \
+    && useradd --non-unique --uid "${USER_ID}" --create-home medxfer \
     && mkdir -p /work/runs /opt/medxfer \
     && chown -R medxfer:medxfer /work /opt/medxfer
 USER medxfer

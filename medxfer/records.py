@@ -5,7 +5,7 @@ import json
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def write_start(
     weights_digest: str,
 ) -> None:
     """Write config.yaml, split.csv and run.json before anything is trained."""
-    write_text(folder.config, to_yaml(config))
+    write_text(folder.config, to_yaml(replace(config, resume=None)))
     columns = {"path": data.manifest.paths, "split": data.splits, "sha256": data.pictures.file_digests()}
     if data.manifest.patients is not None:
         columns["patient_id"] = data.manifest.patients
@@ -46,6 +46,7 @@ def write_start(
     folder.update_record(
         {
             "status": "RUNNING",
+            "thresholds": None,  # those of a run that is extended belong to the network before
             "mlflow_run_id": tracked.run_id,
             "tracking_uri": tracked.uri,
             "experiment": config.tracking.experiment,
@@ -174,8 +175,12 @@ def log_evidence(
     *,
     seconds: float,
 ) -> None:
-    """Log the results, the figures and the best checkpoint; files with names of images only if the user asked."""
-    tracked.log_metrics({**flat_metrics(summaries), "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
+    """Log the results, the figures and the best checkpoint; files with names of images only if the user asked.
+
+    Those of the validation split are called `val_best/…`: `val/…` are the curves of all epochs.
+    """
+    named = {"val_best" if split == "val" else split: summary for split, summary in summaries.items()}
+    tracked.log_metrics({**flat_metrics(named), "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
     tracked.log_files([folder.metrics, folder.history])
     if config.log_predictions:
         tracked.log_files([folder.predictions, folder.split])

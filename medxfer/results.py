@@ -128,7 +128,7 @@ class FinishedRun:
         """
         folder = RunFolder.open(path.resolve())
         record = folder.read_record()
-        if "thresholds" not in record or not folder.best.is_file():
+        if record.get("thresholds") is None or not folder.best.is_file():
             raise ConfigError(f"the run {path} is not finished: python -m medxfer.train --resume {path}")
         net, description = load_network(folder.best)
         return cls(folder, record, net, description)

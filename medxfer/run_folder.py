@@ -1,8 +1,11 @@
 """One run on disk: its paths, its record `run.json`, and its lock. Knows no model and no tracker."""
 
+import csv
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,30 @@ class RunFolder:
         except Timeout as error:
             raise ConfigError(f"another process is working in {self.path}; wait for it or stop it") from error
         return self._lock
+
+    @contextmanager
+    def noting_the_end(self) -> Iterator[None]:
+        """Note in `run.json` that an exception or Ctrl-C ended the run, and say how to go on."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.update_record({"status": "KILLED"})
+            self.say_how_to_resume()
+            raise
+        except BaseException:
+            self.update_record({"status": "FAILED"})
+            raise
+
+    def say_how_to_resume(self) -> None:
+        """Print the command that goes on with this run."""
+        print(f"\nstopped; go on with: python -m medxfer.train --resume {self.path}", file=sys.stderr)
+
+    def stages_begun(self) -> set[str]:
+        """Return the stages of which `history.csv` has an epoch."""
+        if not self.history.is_file():
+            return set()
+        with self.history.open(newline="", encoding="utf-8") as file:
+            return {row["stage"] for row in csv.DictReader(file)}
 
     def remove_empty(self) -> None:
         """Remove the folder that `create` made, as long as nothing was written to it."""

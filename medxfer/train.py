@@ -76,9 +76,9 @@ def train(config: TrainConfig) -> int:
     if place.resumed:
         refuse_changed_data(place.record, data)
     net, description, weights_digest = build_net(config, data, place)
-    tracked = place.enter(config)
     precision = place.record.get("precision") or resolve_precision(config.trainer.precision, on_gpu=on_gpu)
-    with tracked.ending_as("FAILED", interrupted="KILLED"):
+    tracked = place.enter(config)
+    with place.folder.noting_the_end(), tracked.ending_as("FAILED", interrupted="KILLED"):
         started = time.monotonic()
         write_start(place.folder, config, data, description, tracked, precision, weights_digest)
         log_start(tracked, place.folder, config, data, resumed=place.resumed)
@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> int:
         except TrainingInterruptedError:
             place.folder.update_record({"status": "KILLED"})
             tracked.finish("KILLED")
-            print(f"\nstopped; go on with: python -m medxfer.train --resume {place.folder.path}", file=sys.stderr)
+            place.folder.say_how_to_resume()
             return 130
 
         best, _ = load_network(place.folder.best)
@@ -122,9 +122,9 @@ def train(config: TrainConfig) -> int:
             seed=config.seed,
         )
         seconds = time.monotonic() - started
-        place.folder.update_record({"status": "FINISHED", "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
         log_evidence(tracked, place.folder, config.tracking, summaries, seconds=seconds)
         tracked.finish("FINISHED")
+        place.folder.update_record({"status": "FINISHED", "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
     print_results(place.folder, config, summaries, has_patients=data.manifest.patients is not None)
     return 0
 
@@ -170,6 +170,12 @@ class RunPlace:
                 raise ConfigError(
                     f"the run {folder.path} is finished; larger stages.head_epochs or stages.finetune_epochs extend it"
                 )
+            longer = planned["head_epochs"] > record.get("stages", planned)["head_epochs"]
+            if longer and "finetune" in folder.stages_begun():
+                raise ConfigError(
+                    f"the head stage of {folder.path} is over, so that stages.head_epochs can no longer grow; "
+                    "stages.finetune_epochs can"
+                )
             return cls(folder, True, record)
         path = Path(config.output_dir) / str(config.tracking.run_name)
         RunFolder.refuse_existing(path)
@@ -192,7 +198,7 @@ class RunPlace:
                 run_id=self.record.get("mlflow_run_id"),
                 uri=self.record.get("tracking_uri"),
             )
-        except ConfigError:
+        except BaseException:  # Ctrl-C too
             if not self.resumed:
                 self.folder.remove_empty()
             raise

@@ -48,6 +48,11 @@ def _outside(name: str, value: float, low: float, high: float, *, open_high: boo
 
 def _run_faults(config: TrainConfig) -> Iterator[str]:
     yield from _outside("seed", config.seed, 0, 2**32 - 1)
+    if config.tracking.experiment.strip() in ("", "Default"):
+        yield (
+            "tracking.experiment must be a name other than Default, whose files MLflow keeps elsewhere, got "
+            f"{config.tracking.experiment!r}"
+        )
     if config.tracking.run_name is not None:
         yield from name_faults("tracking.run_name", config.tracking.run_name)
 

@@ -2,7 +2,8 @@
 
 Plain percentiles are too narrow for skewed metrics and few patients. They are corrected for bias and acceleration (BCa:
 Efron 1987, JASA 82:171; the jackknife leaves out one patient at a time) and expanded to Student's t (Hesterberg 2015,
-American Statistician 69:371).
+American Statistician 69:371). Where too few patients stand between a value and 0 or 1, closed forms over patients take
+their place (see `score_intervals`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from scipy import stats
 
-from medxfer.evaluation.metrics import Columns, weighted_metrics
+from medxfer.evaluation.metrics import Columns, one_against_rest, weighted_metrics
+from medxfer.evaluation.score_intervals import (
+    Ends,
+    auroc_interval,
+    f1_interval,
+    is_near_an_edge,
+    mean_interval,
+    proportion_interval,
+)
 
 MAX_NUMBERS = 4_000_000
 """Weights that are held in memory at a time."""
@@ -99,20 +108,67 @@ def metrics_with_intervals(
     def interval(name: str, value: float, resampled: np.ndarray, jackknife: np.ndarray) -> Interval:
         return bca_interval(value, resampled, jackknife, number=number, correct=name != "ece")
 
+    closed = _closed_forms({name: values[0] for name, values in once.items()}, targets, groups, probs, task=task)
     averaged, per_class = {}, {}
     for name, values in once.items():
         defined = ~np.isnan(values[0])
         per_class[name] = [
-            interval(name, values[0, k], again[name][:, k], without[name][:, k]) for k in range(values.shape[1])
+            _replaced(interval(name, values[0, k], again[name][:, k], without[name][:, k]), closed[name][k])
+            for k in range(values.shape[1])
         ]
         if defined.any():
             averages = (part[name][:, defined].mean(axis=1) for part in (again, without))
-            averaged[name] = interval(name, values[0, defined].mean(), *averages)
+            averaged[name] = _replaced(
+                interval(name, values[0, defined].mean(), *averages),
+                _of_the_mean([one for one in per_class[name] if not np.isnan(one[0])], closed[name]),
+            )
         else:
             averaged[name] = (np.nan, np.nan, np.nan)
     for name, values in once_overall.items():
-        averaged[name] = interval(name, values[0], again_overall[name], without_overall[name])
+        bootstrap = interval(name, values[0], again_overall[name], without_overall[name])
+        near = name == "accuracy" and is_near_an_edge(values[0], number)
+        averaged[name] = _replaced(bootstrap, proportion_interval(values[0], number) if near else None)
     return averaged, per_class
+
+
+def _closed_forms(
+    values: dict[str, np.ndarray], targets: np.ndarray, groups: np.ndarray | None, probs: np.ndarray, *, task: str
+) -> dict[str, list[Ends | None]]:
+    """Return each metric's interval per class in closed form; None where the bootstrap's is enough."""
+    _, truth, known = one_against_rest(probs, targets, task=task)
+    members = np.arange(len(probs)) if groups is None else np.asarray(groups)
+    found: dict[str, list[Ends | None]] = {name: [] for name in values}
+    for k in range(truth.shape[1]):
+        positives, negatives = (len(np.unique(members[known[:, k] & (truth[:, k] == side)])) for side in (1, 0))
+        for name, column in values.items():
+            found[name].append(_closed_form(name, column[k], positives, negatives))
+        if task != "multiclass" and is_near_an_edge(values["balanced_accuracy"][k], min(positives, negatives)):
+            both = (values["sensitivity"][k], positives), (values["specificity"][k], negatives)
+            halves = [proportion_interval(*one) for one in both]
+            found["balanced_accuracy"][k] = mean_interval([value for value, _ in both], halves)
+    return found
+
+
+def _closed_form(name: str, value: float, positives: int, negatives: int) -> Ends | None:
+    if name in ("brier", "ece") or np.isnan(value):
+        return None
+    patients = {"specificity": negatives, "auroc": min(positives, negatives)}.get(name, positives)
+    if not is_near_an_edge(value, patients):
+        return None
+    if name == "auroc":
+        return auroc_interval(value, positives, negatives)
+    return (f1_interval if name == "f1" else proportion_interval)(value, patients)
+
+
+def _of_the_mean(defined: Sequence[Interval], closed: Sequence[Ends | None]) -> Ends | None:
+    """Return the interval of the average over classes from theirs, if one of them is in closed form."""
+    if not any(closed) or any(np.isnan(low) for _, low, _ in defined):
+        return None
+    return mean_interval([value for value, _, _ in defined], [(low, high) for _, low, high in defined])
+
+
+def _replaced(interval: Interval, ends: Ends | None) -> Interval:
+    return (interval[0], *ends) if ends is not None and not np.isnan(interval[1]) else interval
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:

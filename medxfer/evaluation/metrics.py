@@ -179,7 +179,7 @@ def _one_class(
     *,
     task: str,
 ) -> dict[str, np.ndarray]:
-    """Metrics of one class against the rest: each (R,); NaN where a resample lacks positives or negatives."""
+    """Metrics of one class against the rest: each (R,); NaN where a resample lacks what a metric is about."""
     if not len(scores):
         return {name: np.full(len(weights), np.nan) for name in PER_CLASS}
     positives, negatives = weights @ truth, weights @ (1 - truth)
@@ -196,8 +196,14 @@ def _one_class(
             "brier": weights @ np.square(scores - truth) / (positives + negatives),
             "ece": _calibration_error(scores, truth, weights),
         }
-    undefined = (positives == 0) | (negatives == 0)
-    return {name: np.where(undefined, np.nan, value) for name, value in values.items()}
+    about_positives, about_negatives = positives > 0, negatives > 0
+    about_both, about_all = about_positives & about_negatives, about_positives | about_negatives
+    defined = {
+        "auroc": about_both, "average_precision": about_both, "sensitivity": about_positives,
+        "specificity": about_negatives, "balanced_accuracy": about_positives if task == "multiclass" else about_both,
+        "f1": about_positives, "brier": about_all, "ece": about_all,
+    }  # fmt: skip
+    return {name: np.where(defined[name], value, np.nan) for name, value in values.items()}
 
 
 def _ranking(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ import math
 import pickle
 import urllib.error
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,16 +155,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is refused: it is no checkpoint of plain tensors, and loading it could run code"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        zipfile.BadZipFile,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except Exception as error:  # a damaged file brings out exceptions of struct, zipfile and many more
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} must hold a dictionary of tensors, found {type(content).__name__}")
@@ -199,8 +189,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _declared(path: Path, state: Mapping[str, Any]) -> tuple[tuple[Triple, Triple] | None, str]:
     """Find the preprocessing in the checkpoint itself, or in `NAME.json` beside the file."""
     if NETWORK_KEY in state:
-        spec = state[NETWORK_KEY]["spec"]
-        return (_triple(spec["input_mean"]), _triple(spec["input_std"])), "the run"
+        try:
+            spec = state[NETWORK_KEY]["spec"]
+            return (_triple(spec["input_mean"]), _triple(spec["input_std"])), "the run"
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint of medxfer, or of another version: {error}") from error
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return None, ""

@@ -1,5 +1,6 @@
 """One MLflow run per training. Nothing else in medxfer knows MLflow."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -164,7 +165,7 @@ def build_run(
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
             run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:  # ImportError: a database's driver
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         reason = re.sub(r"//[^/@\s]*@", "//", reason)  # user and password
         raise ConfigError(
@@ -177,6 +178,8 @@ def _open(uri: str) -> MlflowClient:
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
     file = Path(uri.removeprefix(SQLITE))
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):  # two processes creating its tables at once fail
         client = MlflowClient(uri)

@@ -6,6 +6,7 @@ from scipy.stats import bootstrap, norm, t
 from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 
 from medxfer.evaluation.intervals import bca_interval, bootstrap_counts, left_out_counts, metrics_with_intervals
+from medxfer.evaluation.score_intervals import auroc_interval, proportion_interval
 from tests.evaluation.fixtures import make_predictions
 
 SETTINGS = {"task": "binary", "thresholds": [0.5], "seed": 1}
@@ -91,10 +92,12 @@ def test_copies_of_each_patients_image_do_not_narrow_the_interval(copies):
     assert width == pytest.approx(expected, rel=0.15)
 
 
-def test_perfect_scores_have_an_interval_of_one_point():
+def test_perfect_scores_have_an_interval():
+    """No resample of them holds a mistake; other patients might."""
     truth = np.arange(40) % 2
     averaged, _ = metrics_with_intervals(two_columns(truth * 0.9 + 0.05), truth, None, resamples=200, **SETTINGS)
-    assert averaged["auroc"] == (1.0, 1.0, 1.0)
+    assert averaged["auroc"] == (1.0, *auroc_interval(1.0, 20, 20))
+    assert averaged["auroc"][1] < 0.95
 
 
 @pytest.mark.parametrize("patients", [1, 2])
@@ -147,10 +150,8 @@ def resampled_one_by_one(scores: np.ndarray, truth: np.ndarray, counts: np.ndarr
     for weights in counts.astype(int):
         rows = np.repeat(np.arange(len(truth)), weights)
         y, s = truth[rows], scores[rows]
-        one = len(set(y)) < 2
-        values.append(
-            [np.nan] * 3 if one else [roc_auc_score(y, s), average_precision_score(y, s), recall_score(y, s >= 0.5)]
-        )
+        ranking = [roc_auc_score(y, s), average_precision_score(y, s)] if len(set(y)) == 2 else [np.nan] * 2
+        values.append([*ranking, recall_score(y, s >= 0.5) if y.any() else np.nan])
     return dict(zip(("auroc", "average_precision", "sensitivity"), np.transpose(values), strict=True))
 
 
@@ -168,7 +169,11 @@ def test_intervals_are_those_of_a_loop_over_resamples_without_those_that_lack_a_
     assert np.isnan(again["auroc"]).any() == (positives == 3)
     for name, resampled in again.items():
         value = resampled_one_by_one(scores, truth, np.ones((1, len(truth))))[name][0]
-        assert averaged[name] == pytest.approx(bca_interval(value, resampled, without[name], number=60), abs=1e-9)
+        expected = bca_interval(value, resampled, without[name], number=60)
+        if positives == 3:  # too few for a bootstrap
+            closed = proportion_interval(value, 3) if name != "auroc" else auroc_interval(value, 3, 57)
+            expected = (value, *closed)
+        assert averaged[name] == pytest.approx(expected, abs=1e-9)
 
 
 def test_images_taken_for_patients_would_narrow_the_interval():
@@ -196,13 +201,15 @@ def test_one_patient_has_values_and_no_interval(task):
         assert np.isnan([low, high]).all()
 
 
-def test_perfect_decisions_have_an_interval_of_one_point_and_no_warning():
+def test_perfect_decisions_have_an_interval_and_no_warning():
     truth = np.arange(40) % 2
     averaged, per_class = metrics_with_intervals(two_columns(truth * 1.0), truth, None, resamples=200, **SETTINGS)
     for name in ("average_precision", "sensitivity", "specificity", "balanced_accuracy", "accuracy", "f1"):
-        assert averaged[name] == (1.0, 1.0, 1.0), name
+        value, low, high = averaged[name]
+        assert (value, high) == pytest.approx((1.0, 1.0)), name
+        assert 0.8 < low < 0.95, name
     assert averaged["brier"] == averaged["ece"] == (0.0, 0.0, 0.0)
-    assert per_class["auroc"] == [(1.0, 1.0, 1.0)]
+    assert per_class["auroc"] == [averaged["auroc"]]
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
@@ -226,3 +233,21 @@ def test_an_average_is_over_the_classes_that_the_data_define(task):
 def test_fewer_than_fifty_resamples_give_no_interval(resamples):
     _, low, high = bca_interval(0.5, np.linspace(0, 1, resamples), np.empty(0), number=10)
     assert np.isnan([low, high]).tolist() == [resamples < 50] * 2
+
+
+@pytest.mark.parametrize(("positives", "negatives", "shift"), [(30, 30, 3.3), (4, 40, 2.0)])
+def test_intervals_cover_near_the_edge_and_with_few_patients(positives, negatives, shift):
+    """AUROC 0.99 and 0.92; a bootstrap alone covers 87 % and less, often with an interval of no width."""
+    true = {"auroc": norm.cdf(shift / np.sqrt(2)), "sensitivity": norm.cdf(shift / 2)}
+    truth = np.repeat([1, 0], [positives, negatives])
+    studies, covered = 300, dict.fromkeys(true, 0)
+    for study in range(studies):
+        score = np.random.default_rng(study).normal(size=len(truth)) + shift * truth - shift / 2
+        averaged, _ = metrics_with_intervals(
+            two_columns(norm.cdf(score)), truth, None, resamples=100, **{**SETTINGS, "seed": study}
+        )
+        for name, value in true.items():
+            _, low, high = averaged[name]
+            covered[name] += low <= value <= high
+            assert high - low > 0.01
+    assert all(0.92 <= count / studies <= 1.0 for count in covered.values()), covered

@@ -117,10 +117,19 @@ def test_a_weight_of_n_is_an_image_that_occurs_n_times(task):
             assert values[row] == pytest.approx(repeated_overall[name][0])
 
 
-def test_a_class_without_positives_or_negatives_is_not_defined():
+@pytest.mark.parametrize(
+    ("truth", "defined"),
+    [
+        (1, {"sensitivity": 0.5, "f1": 2 / 3, "brier": 0.2, "ece": 0.4}),
+        (0, {"specificity": 0.5, "brier": 0.4, "ece": 0.6}),
+    ],
+)
+def test_without_one_of_the_classes_what_is_about_the_other_is_defined(truth, defined):
     probs = np.array([[0.2, 0.8], [0.6, 0.4]])
-    columns, overall = weighted_metrics(probs, np.array([1, 1]), np.ones((1, 2)), task="binary", thresholds=[0.5])
-    assert all(np.isnan(values).all() for values in columns.values())
+    targets = np.array([truth, truth])
+    columns, overall = weighted_metrics(probs, targets, np.ones((1, 2)), task="binary", thresholds=[0.5])
+    found = {name: values[0, 0] for name, values in columns.items() if not np.isnan(values[0, 0])}
+    assert found == pytest.approx(defined)
     assert overall["accuracy"][0] == 0.5
 
 
