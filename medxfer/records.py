@@ -38,7 +38,7 @@ def write_start(
     weights_digest: str,
 ) -> None:
     """Write config.yaml, split.csv and run.json before anything is trained."""
-    write_text(folder.config, to_yaml(replace(config, resume=None)))
+    write_text(folder.config, to_yaml(replace(config, resume=None, debug=False)))  # these are of one call
     columns = {"path": data.manifest.paths, "split": data.splits, "sha256": data.pictures.file_digests()}
     if data.manifest.patients is not None:
         columns["patient_id"] = data.manifest.patients

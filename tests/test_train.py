@@ -15,6 +15,8 @@ import torch
 from mlflow import MlflowClient
 
 from medxfer import train
+from medxfer.errors import ConfigError
+from medxfer.results import FinishedRun
 from medxfer.training.callbacks.history import History
 from tests.conftest import training_command
 
@@ -103,7 +105,10 @@ def test_mlflow_holds_one_finished_run_with_everything(finished):
         assert name in metrics
     assert any(name.startswith("system/") for name in metrics)
     history = client(finished.parent).get_metric_history(run.info.run_id, "val/auroc")
-    assert len(history) >= 3
+    assert len(history) == 3  # one per epoch; the best epoch's own metrics have another name
+    best = json.loads((finished / "metrics.json").read_text())["val"]["auroc"]["value"]
+    assert metrics["val_best/auroc"] == pytest.approx(best)
+    assert max(point.value for point in history) == pytest.approx(best, abs=1e-6)
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "labels.csv"
     artifacts = {a.path for a in client(finished.parent).list_artifacts(run.info.run_id)}
@@ -268,6 +273,78 @@ def test_a_finished_run_is_extended_by_more_epochs_only(tmp_path, xrays, source,
     assert "stages.head_epochs may only grow" in err
 
 
+def test_a_head_stage_that_is_over_cannot_grow(finished, tmp_path, capsys):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    assert train.main(["--resume", str(run), "--stages.head_epochs", "2"]) == 2
+    assert "stages.head_epochs can no longer grow; stages.finetune_epochs can" in capsys.readouterr().err
+    assert json.loads((run / "run.json").read_text())["status"] == "FINISHED"
+
+
+def test_changed_labels_are_refused_on_resume(tmp_path, xrays, source, capsys):
+    folder = Path(shutil.copytree(xrays.parent, tmp_path / "data"))
+    assert train.main(training_command(tmp_path, folder / "labels.csv", source)) == 0
+    rows = (folder / "labels.csv").read_text().splitlines()
+    (folder / "labels.csv").write_text("\n".join(rows[:-1]) + "\n")
+    assert train.main(["--resume", str(tmp_path / "run"), "--stages.finetune_epochs", "2"]) == 2
+    assert "the labels, images or splits are not those that the run began with" in capsys.readouterr().err
+
+
+def test_an_extension_that_was_stopped_has_no_threshold_until_it_is_finished(tmp_path, xrays, source, monkeypatch):
+    assert train.main(training_command(tmp_path, xrays, source)) == 0
+
+    def killed(*_: object) -> None:
+        raise _Killed
+
+    monkeypatch.setattr(History, "on_train_epoch_start", killed)
+    with pytest.raises(_Killed):
+        train.main(["--resume", str(tmp_path / "run"), "--stages.finetune_epochs", "2"])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["thresholds"]) == ("FAILED", None)
+    assert [run.info.status for run in runs(tmp_path)] == ["FAILED"]
+    with pytest.raises(ConfigError, match="is not finished"):
+        FinishedRun.open(tmp_path / "run")
+    monkeypatch.undo()
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    assert FinishedRun.open(tmp_path / "run").record["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("step", ["predict_split", "log_evidence"])
+def test_ctrl_c_behind_the_training_can_be_resumed(tmp_path, xrays, source, monkeypatch, capsys, step):
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, step, pressed)
+    command = training_command(tmp_path, xrays, source, stages__finetune_epochs=0, debug="false")
+    assert train.main(command) == 130
+    assert f"go on with: python -m medxfer.train --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "KILLED"
+    assert [run.info.status for run in runs(tmp_path)] == ["KILLED"]
+    monkeypatch.undo()
+    assert train.main(["--resume", str(tmp_path / "run"), "--debug"]) == 0
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert "test/auroc" in run.data.metrics
+
+
+def test_ctrl_c_while_the_store_opens_leaves_nothing(tmp_path, xrays, source, monkeypatch):
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "build_run", pressed)
+    assert train.main(training_command(tmp_path, xrays, source, debug="false")) == 130
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_diverges_is_told_and_keeps_its_best(tmp_path, xrays, source, capsys):
+    command = training_command(
+        tmp_path, xrays, source, optim__name="sgd", optim__lr=1e30, optim__gradient_clip=0, optim__weight_decay=0,
+        stages__head_epochs=2, debug="false",
+    )  # fmt: skip
+    assert train.main(command) == 2
+    assert "training diverged" in capsys.readouterr().err
+    assert [run.info.status for run in runs(tmp_path)] == ["FAILED"]
+
+
 def test_an_earlier_run_is_a_source_of_weights(tmp_path, lesions, finished):
     command = training_command(tmp_path, lesions, finished, data__modality="dermoscopy", stages__head_epochs=0)
     assert train.main(command) == 0
@@ -324,6 +401,9 @@ def test_random_weights_train_whole(tmp_path, xrays):
         ({"model__freeze_until": "Mixed_9z"}, "Mixed_6e"),
         ({"data__label_columns": "diagnosis"}, "there is no column 'diagnosis'"),
         ({"data__folds": 2}, "data.folds must be at least 3"),
+        ({"tracking__experiment": "Default"}, "tracking.experiment must be a name other than Default"),
+        ({"tracking__uri": "sqlite:////tmp"}, "the MLflow store sqlite:///tmp cannot be used: Is a directory"),
+        ({"tracking__uri": "postgresql://ann:secret@host/x"}, "the MLflow store postgresql://host cannot be used"),
         ({"tracking__uri": "sqlite:////proc/none/mlflow.db"}, "the MLflow store sqlite:///mlflow.db cannot be used"),
     ],
 )  # fmt: skip
