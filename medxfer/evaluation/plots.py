@@ -192,7 +192,7 @@ def _confusion_panel(axes: Axes, counts: np.ndarray, names: Sequence[str]) -> No
 
 def draw_history(history: pd.DataFrame) -> Figure:
     """Draw losses and validation metrics over the epochs; a line marks where fine-tuning began."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"] + 1
     for axes, names, label in (
@@ -207,7 +207,7 @@ def draw_history(history: pd.DataFrame) -> Figure:
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)  # below: curves go anywhere
     return figure
 
 

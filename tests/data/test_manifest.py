@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medxfer.data.manifest import LABEL_VALUES, SPLIT_NAMES, Manifest, read_manifest, split_faults
+from medxfer.data.manifest import LABEL_VALUES, Manifest, read_manifest, split_faults
+from medxfer.data.tables import SPLIT_NAMES
 from medxfer.errors import DataError
 
 
@@ -374,15 +375,6 @@ def test_a_class_that_is_spelled_in_two_ways_is_told(root):
     assert named.class_names == ("X", "x")
 
 
-def test_excels_line_that_names_the_separator(root):
-    found = _table(root, "path;label", "a.png;x", "b.png;y", header="sep=;")
-    assert found.class_names == ("x", "y")
-    assert "line 4: no.png" in _refusal(root, "path;label", "a.png;x", "no.png;y", header="sep=;")
-    (root / "labels.csv").write_text("sep=;\n")
-    with pytest.raises(DataError, match="is empty"):
-        read_manifest(root / "labels.csv")
-
-
 def test_paths_of_another_system_get_a_hint(root):
     assert "paths need / instead of \\" in _refusal(root, "images\\a.png,x", "b.png,y")
 
@@ -407,41 +399,3 @@ def test_a_label_without_positives_can_be_evaluated_and_not_trained_on(root):
     assert "q must hold both 1 and 0" in _refusal(root, *rows, **options)
     found = _table(root, *rows, **options, for_training=False)
     np.testing.assert_array_equal(found.targets[:, 1], [0, 0])
-
-
-def _images(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"never opened")
-
-
-def _splits_in_folders(root: Path) -> Path:
-    _images(*(root / f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("x", "y")))
-    return root
-
-
-def test_other_folders_beside_the_splits_do_not_make_classes_of_them(tmp_path):
-    folder = _splits_in_folders(tmp_path)
-    (folder / "figures").mkdir()
-    _images(folder / "__MACOSX/train/x/._1.png")
-    found = read_manifest(folder)
-    assert found.class_names == ("x", "y")
-    assert found.splits is not None
-    _images(folder / "more/x/1.png")
-    with pytest.raises(DataError, match="images lie outside of the splits, in more"):
-        read_manifest(folder)
-
-
-def test_what_would_be_left_out_of_a_folder_is_told(tmp_path):
-    _images(*(tmp_path / f"{name}/1.png" for name in "xy"), tmp_path / "stray.png")
-    (tmp_path / "z").mkdir()
-    with pytest.raises(DataError) as caught:
-        read_manifest(tmp_path)
-    assert "1 images lie beside the class folders" in str(caught.value)
-    assert "the class folder z holds no image" in str(caught.value)
-
-
-def test_a_name_that_is_no_text_is_told(tmp_path):
-    _images(tmp_path / "x/1.png", tmp_path / "y/1.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/x/\xe4.png")))
-    with pytest.raises(DataError, match="cannot be written to a table: rename it"):
-        read_manifest(tmp_path)
