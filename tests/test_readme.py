@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medxfer import train
 from medxfer.data.manifest import read_manifest
 from medxfer.data.phantoms import write_xray_phantoms
 from medxfer.models import weights as sources
@@ -66,9 +67,13 @@ def test_the_commands_run(project, source, command):
         sources.fetch_imagenet()
     verb, *arguments = shlex.split(command.removeprefix("python -m medxfer."))
     arguments = ["images" if argument.startswith("IMAGE_OR_FOLDER") else argument for argument in arguments]
-    if verb == "train":
-        quick = (*QUICK, f"--model.weights={source}")
-        arguments += ["--stages.finetune_epochs=3"] if "--resume" in arguments else quick
+    if "--resume" in arguments:  # a run of its own: it goes on in the MLflow run too
+        shutil.rmtree("runs/NAME")
+        begun = ["--data.source=labels.csv", "--tracking.run_name=NAME", f"--model.weights={source}", *QUICK]
+        assert train.main(begun) == 0
+        arguments += ["--stages.finetune_epochs=2"]
+    elif verb == "train":
+        arguments += [*QUICK, f"--model.weights={source}"]
     assert importlib.import_module(f"medxfer.{verb}").main(arguments) == 0
 
 

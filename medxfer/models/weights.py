@@ -74,7 +74,7 @@ def load_source(
         CheckpointError: the file is damaged, not Inception V3, or could not be downloaded.
     """
     if weights == "none":
-        state, declared, by, name = None, None, "", "random"
+        state, declared, by, name = None, IMAGENET_MEAN_STD, "convention (0.5 and 0.5 on 0..1)", "random"
     elif weights == "imagenet":
         state, declared, by, name = _read(fetch_imagenet()), IMAGENET_MEAN_STD, "torchvision", "imagenet"
     else:

@@ -1,5 +1,6 @@
 """Writes `history.csv`: one row per epoch, continued on resume."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -51,15 +52,16 @@ class History(Callback):
         table.to_csv(temporary, index=False)
         temporary.replace(self.path)
         self._epochs_here += 1
-        self._print(row)
+        say = trainer.progress_bar_callback.print if trainer.progress_bar_callback is not None else print
+        say(self._line(row))  # beside the bar, where there is one
+        sys.stdout.flush()
 
-    def _print(self, row: dict[str, float]) -> None:
+    def _line(self, row: dict[str, float]) -> str:
         left = (self.plan.total_epochs - int(row["epoch"]) - 1) * (time.monotonic() - self._started) / self._epochs_here
-        print(
+        return (
             f"epoch {int(row['epoch']) + 1}/{self.plan.total_epochs} {row['stage']}  train loss {row['train/loss']:.4f}"
             f"  val loss {row['val/loss']:.4f}  val auroc {row['val/auroc']:.4f}  {row['seconds']:.0f} s,"
-            f" at most {clock(left)} left",
-            flush=True,
+            f" at most {clock(left)} left"
         )
 
 

@@ -1,7 +1,10 @@
+import re
+
 import pandas as pd
 import pytest
 
 from medxfer.training.callbacks.history import History, clock
+from medxfer.training.callbacks.progress import Progress
 from medxfer.training.stages import StagePlan
 from tests.models.test_transfer import make_net
 from tests.training.fixtures import fit
@@ -33,3 +36,13 @@ def test_rows_of_epochs_that_are_done_again_are_replaced(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_beside_a_progress_bar_the_line_stays_whole(tmp_path, capsys):
+    """Printed into the bar's line, it would be torn apart."""
+    plan = StagePlan(1, 1)
+    history = History(path=tmp_path / "h.csv", plan=plan)
+    fit(make_net(outputs=2, freeze_until="Mixed_7c"), tmp_path, history, plan=plan, progress_bar=Progress(plan=plan))
+    shown = capsys.readouterr().out
+    for epoch in (1, 2):
+        assert re.search(rf"(^|[\n\r])epoch {epoch}/2 \w+  train loss [^\n\r]* left\n", shown)
