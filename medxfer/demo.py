@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medxfer import predict, train
 from medxfer.config import DemoConfig
@@ -13,7 +14,10 @@ from medxfer.errors import ConfigError
 from medxfer.parsing import parse_config
 from medxfer.verbs import run_verb
 
-READ = {"prog": "python -m medxfer.demo", "description": "The whole way on synthetic images; see `make demo`."}
+READ: dict[str, Any] = {
+    "prog": "python -m medxfer.demo",
+    "description": "The whole way on synthetic images; see `make demo`.",
+}
 CONFIGS = (Path("configs/demo_source.yaml"), Path("configs/demo.yaml"))
 DATA = Path("data/demo")
 RUNS = (Path("runs/demo-source"), Path("runs/demo"))

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,10 @@ from medxfer.training.trainer import build_predictor, uses_gpu
 from medxfer.validation import feeding_faults, name_faults
 from medxfer.verbs import run_verb
 
-READ = {"prog": "python -m medxfer.evaluate", "description": "Test a finished run on images it has never seen."}
+READ: dict[str, Any] = {
+    "prog": "python -m medxfer.evaluate",
+    "description": "Test a finished run on images it has never seen.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

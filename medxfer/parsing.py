@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -35,6 +35,7 @@ def parse_config(
     description: str,
     positional: str | None = None,
     metavar: str | None = None,
+    check: Callable[[Config], Iterable[str]] = lambda _: (),
 ) -> Config:
     """Read `--config FILE` (repeatable, later ones win) and dotted overrides into a config.
 
@@ -45,9 +46,11 @@ def parse_config(
         description: what the verb does.
         positional: the field that arguments without a name go to; a list field takes all of them.
         metavar: how the positional argument is called in `--help`.
+        check: config → what cannot work in it; told together with everything else.
 
     Raises:
-        ConfigError: with every unknown name and wrong value, where it stands, and the nearest known name.
+        ConfigError: with every unknown name and wrong value, where it stands, and the nearest known name; and with what
+            `check` says of the other settings.
         SystemExit: 0, after `--help` or `--print_config`.
     """
     parser = _parser(kind, prog, description, positional, metavar)
@@ -57,16 +60,20 @@ def parse_config(
     tokens = _joined(argv, types)
     printing = [token for token in tokens if token.partition("=")[0] == "--print_config"]
     tokens = [token for token in tokens if token not in printing]
-    faults = [*_argument_faults(parser, tokens, types, positional), *_file_faults(parser, tokens, types)]
+    from_files, file_faults = _sorted_out(_file_settings(parser, tokens, types))
+    from_line, line_faults = _sorted_out(_line_settings(parser, tokens, types, positional))
+    faults = [*line_faults, *file_faults]
+    sound = [*from_files, *from_line] if faults else [*tokens, *printing]  # printing exits
+    named = [token for token in sound if token.startswith("--")]
+    loose = [token for token in sound if not token.startswith("--")]
+    try:
+        config = _filled(kind, parser.instantiate(parser.parse_args([*named, *loose])))
+    except ArgumentError as error:
+        raise ConfigError(listed("the settings cannot be used:", [*faults, str(error)])) from error
+    faults.extend(check(config))
     if faults:
         raise ConfigError(listed("the settings cannot be used:", faults))
-    named = [token for token in tokens if token.startswith("--")]
-    loose = [token for token in tokens if not token.startswith("--")]
-    try:
-        config = parser.instantiate(parser.parse_args([*named, *printing, *loose]))  # printing exits
-    except ArgumentError as error:
-        raise ConfigError(str(error)) from error
-    return _filled(kind, config)
+    return config
 
 
 def resume_config(argv: Sequence[str], *, stored: Path, prog: str, description: str) -> TrainConfig:
@@ -81,7 +88,7 @@ def resume_config(argv: Sequence[str], *, stored: Path, prog: str, description: 
     Raises:
         ConfigError: with every setting that may not differ.
     """
-    read = {"prog": prog, "description": description}
+    read: dict[str, Any] = {"prog": prog, "description": description}
     before = flatten(asdict(parse_config(TrainConfig, [f"--config={stored}"], **read)))
     config = absolute_paths(parse_config(TrainConfig, [f"--config={stored}", *argv], **read))
     faults = []
@@ -228,27 +235,44 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _argument_faults(
+Setting = tuple[tuple[str, ...], str | None]
+"""Tokens of one setting, and what is wrong with it."""
+
+
+def _sorted_out(settings: Iterable[Setting]) -> tuple[list[str], list[str]]:
+    """Return the tokens of the sound settings, and what is wrong with the others."""
+    sound: list[str] = []
+    faults: list[str] = []
+    for tokens, fault in settings:
+        if fault is None:
+            sound.extend(tokens)
+        else:
+            faults.append(fault)
+    return sound, faults
+
+
+def _line_settings(
     parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any], positional: str | None
-) -> Iterator[str]:
-    loose = [token for token in tokens if not token.startswith("--")]
+) -> Iterator[Setting]:
+    where = "on the command line"
+    loose = tuple(token for token in tokens if not token.startswith("--"))
     if loose and positional is None:
-        yield f"{' '.join(loose)!r} has no name: write --name value"
+        yield loose, f"{' '.join(loose)!r} has no name: write --name value"
     elif loose and positional is not None:
-        yield from _type_fault(parser, positional, "on the command line", arguments=loose)
+        yield loose, _type_fault(parser, positional, where, arguments=loose)
     for token in tokens:
         name, separator, _ = token.lstrip("-").partition("=")
         if not token.startswith("--"):
             continue
         if name != "config" and name.removesuffix("+") not in types:
-            yield _unknown(name, types, "on the command line")
+            yield (token,), _unknown(name, types, where)
         elif not separator:
-            yield f"--{name} needs a value"
+            yield (token,), f"--{name} needs a value"
         elif name != "config":
-            yield from _type_fault(parser, name, "on the command line", arguments=[token])
+            yield (token,), _type_fault(parser, name, where, arguments=[token])
 
 
-def _file_faults(parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any]) -> Iterator[str]:
+def _file_settings(parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any]) -> Iterator[Setting]:
     for token in tokens:
         if not token.startswith("--config="):
             continue
@@ -256,26 +280,27 @@ def _file_faults(parser: ArgumentParser, tokens: Sequence[str], types: Mapping[s
         try:
             tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
         except OSError as error:
-            yield f"the config file {path} cannot be read: {error.strerror}"
+            yield (), f"the config file {path} cannot be read: {error.strerror}"
             continue
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            yield f"the config file {path} is not YAML that can be used: {' '.join(str(error).split())}"
+            yield (), f"the config file {path} is not YAML that can be used: {' '.join(str(error).split())}"
             continue
         if not isinstance(tree, Mapping):
-            yield f"the config file {path} must hold sections and settings, found {type(tree).__name__}"
+            yield (), f"the config file {path} must hold sections and settings, found {type(tree).__name__}"
             continue
         sections = {name.rpartition(".")[0] for name in types} - {""}
         for name, value in flatten(tree).items():
             if name in sections:
-                yield f"{name} is a section and needs settings below it, got {value!r} (in {path})"
+                yield (), f"{name} is a section and needs settings below it, got {value!r} (in {path})"
             elif name not in types:
-                yield _unknown(name, types, f"in {path}")
+                yield (), _unknown(name, types, f"in {path}")
             elif _is_list_of_texts(types[name]) and isinstance(value, list) and {type(item) for item in value} - {str}:
-                yield f"{name} must hold texts, got {value}: write each of them in quotes (in {path})"
+                yield (), f"{name} must hold texts, got {value}: write each of them in quotes (in {path})"
             elif value is None and type(None) not in get_args(types[name]):
-                yield f"{name} must have a value, got null (in {path})"
+                yield (), f"{name} must have a value, got null (in {path})"
             else:
-                yield from _type_fault(parser, name, f"in {path}", tree=_nested(name, value))
+                fault = _type_fault(parser, name, f"in {path}", tree=_nested(name, value))
+                yield (f"--{name}={json.dumps(value, ensure_ascii=False)}",), fault
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:
@@ -295,16 +320,17 @@ def _type_fault(
     name: str,
     where: str,
     *,
-    arguments: list[str] | None = None,
+    arguments: Sequence[str] | None = None,
     tree: dict[str, Any] | None = None,
-) -> Iterator[str]:
+) -> str | None:
     try:
         if arguments is not None:
-            parser.parse_args(arguments)
+            parser.parse_args(list(arguments))
         if tree is not None:
             parser.parse_object(tree)
     except (ArgumentError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())
         text = re.sub(r'^.*Parser key "[^"]*":?', "", text)
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ").strip()
-        yield f"{name} has a wrong value ({where}): {text}"
+        return f"{name} has a wrong value ({where}): {text}"
+    return None

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -16,7 +17,7 @@ from medxfer.training.trainer import build_predictor, uses_gpu
 from medxfer.validation import feeding_faults
 from medxfer.verbs import run_verb
 
-READ = {
+READ: dict[str, Any] = {
     "prog": "python -m medxfer.predict",
     "description": "Apply a finished run to images, folders of images and DICOM files.",
     "positional": "inputs",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pandas as pd
@@ -48,9 +49,13 @@ from medxfer.training.optim import build_optimizer
 from medxfer.training.stages import StagePlan
 from medxfer.training.task import TransferTask
 from medxfer.training.trainer import build_trainer, resolve_precision, uses_gpu
+from medxfer.validation import training_faults
 from medxfer.verbs import run_verb
 
-READ = {"prog": "python -m medxfer.train", "description": "Fine-tune Inception V3 on a table of labelled images."}
+READ: dict[str, Any] = {
+    "prog": "python -m medxfer.train",
+    "description": "Fine-tune Inception V3 on a table of labelled images.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +136,7 @@ def train(config: TrainConfig) -> int:
 
 def read_config(argv: list[str]) -> TrainConfig:
     """Read the settings of a new run, or of the run that is resumed; a run always has a name."""
-    config = parse_config(TrainConfig, argv, **READ)
+    config = parse_config(TrainConfig, argv, check=lambda new: () if new.resume else training_faults(new), **READ)
     if config.resume:
         stored = RunFolder.open(Path(config.resume)).config
         return check_training(resume_config(argv, stored=stored, **READ))
@@ -144,7 +149,7 @@ def read_config(argv: list[str]) -> TrainConfig:
         stem = Path(files[-1]).stem if files else "run"
         name = f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         config = replace(config, tracking=replace(config.tracking, run_name=name))
-    return absolute_paths(check_training(config))
+    return absolute_paths(config)
 
 
 @dataclass

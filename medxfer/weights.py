@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from medxfer.config import WeightsConfig
 from medxfer.models.weights import fetch_imagenet, imagenet_file, load_source
 from medxfer.parsing import parse_config
 from medxfer.verbs import run_verb
 
-READ = {
+READ: dict[str, Any] = {
     "prog": "python -m medxfer.weights",
     "description": "Fetch the ImageNet weights, or say what a source of weights is: --weights PATH.",
     "positional": "action",

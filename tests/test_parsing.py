@@ -9,6 +9,7 @@ import yaml
 from medxfer.config import PredictConfig, TrainConfig
 from medxfer.errors import ConfigError
 from medxfer.parsing import absolute_paths, check_training, flatten, parse_config, resume_config, to_yaml
+from medxfer.validation import training_faults
 
 READ = {"prog": "p", "description": "d"}
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -277,3 +278,17 @@ def test_switches_are_set_in_any_case(text, value):
 def test_mistakes_in_print_config_are_told():
     with pytest.raises((ConfigError, SystemExit)):
         read("--print_config=comments")
+
+
+def test_mistakes_of_every_kind_are_told_in_one_message(tmp_path):
+    (tmp_path / "a.yaml").write_text("optim:\n  lr: -1\n  momentun: 0.5\ndata:\n  batch_size: 0\n")
+    argv = ["--config", str(tmp_path / "a.yaml"), "--seed=x", "--data.fold=7", "--data.batch_size=-3", "loose"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(TrainConfig, argv, prog="p", description="d", check=training_faults)
+    told = str(caught.value)
+    for part in (
+        "optim.momentun is not a setting", "seed has a wrong value", "'loose' has no name",
+        "optim.lr must be a positive",
+        "data.batch_size must be at least 1, got -3", "data.fold is 7 but data.folds is 0", "data.source must name",
+    ):  # fmt: skip
+        assert part in told

@@ -30,8 +30,6 @@ from medxfer.tracking.privacy import shareable_uri
 MAX_PARAM_LENGTH = 500
 SQLITE = "sqlite:///"
 SAMPLING_SECONDS = 10
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's pages show trainings; without it they open as those of language models."""
 
 
 class RunLogger(MLFlowLogger):
@@ -190,7 +188,7 @@ def _open(uri: str) -> MlflowClient:
 def _experiment(client: MlflowClient, config: TrackingConfig, uri: str, output_dir: Path) -> str:
     location = (output_dir / "mlartifacts").resolve().as_uri() if uri.startswith(SQLITE) else None
     try:
-        return client.create_experiment(config.experiment, artifact_location=location, tags=EXPERIMENT_TAGS)
+        return client.create_experiment(config.experiment, artifact_location=location)
     except MlflowException:
         made = client.get_experiment_by_name(config.experiment)  # by another process in the meantime
         if made is None:
