@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from medxfer.evaluation.predictions import write_predictions
 from medxfer.parsing import parse_config
 from medxfer.results import FinishedRun, flat_metrics, predict_split, write_evidence
 from medxfer.run_folder import RunFolder
-from medxfer.tracking.mlflow_run import build_run
+from medxfer.tracking.mlflow_run import MlflowRun, build_run
 from medxfer.training.trainer import build_predictor, uses_gpu
 from medxfer.validation import feeding_faults, name_faults
 from medxfer.verbs import run_verb
@@ -97,20 +97,23 @@ def evaluate(config: EvaluateConfig) -> int:
             seed=run.record["seed"],
         )
         tracked.set_tags({"images.test": len(manifest), "images.skipped": len(skipped), "evaluation": name})
-        tracked.log_dataset(
-            name=Path(config.data.source).name,
-            digest=pictures.content_digest(),
-            profile=json.dumps({"images.test": len(manifest)}),
-            context="evaluation",
-        )
-        tracked.log_metrics(flat_metrics(summaries))
-        tracked.log_files([place / "metrics.json"])
-        tracked.log_files(sorted((place / "figures").glob("*.png")), folder="figures")
+        log_evaluation(tracked, place, summaries, source=Path(config.data.source).name, pictures=pictures)
         tracked.finish("FINISHED")
     over = "patients" if manifest.patients is not None else "images"
     print(results_table(summaries["test"], title=f"{name}: {len(manifest)} images; 95 % intervals over {over}"))
     print(f"\nall files: {place}")
     return 0
+
+
+def log_evaluation(
+    tracked: MlflowRun, place: Path, summaries: Mapping[str, Mapping[str, Any]], *, source: str, pictures: PixelStore
+) -> None:
+    """Log which data were used, the results and the figures; no file that names an image."""
+    profile = json.dumps({"images.test": len(pictures)})
+    tracked.log_dataset(name=source, digest=pictures.content_digest(), profile=profile, context="evaluation")
+    tracked.log_metrics(flat_metrics(summaries))
+    tracked.log_files([place / "metrics.json"])
+    tracked.log_files(sorted((place / "figures").glob("*.png")), folder="figures")
 
 
 def read_labels(config: EvaluateConfig, run: FinishedRun) -> Manifest:
