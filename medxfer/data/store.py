@@ -134,7 +134,7 @@ def build_store(
     ]
     key = hashlib.sha256(f"{VERSION}{settings}{''.join(digests)}".encode()).hexdigest()[:32]
     array, index = folder / f"pixels-{key}.npy", folder / f"pixels-{key}.json"
-    if not _is_whole(array, index, settings) or _heals(files, index, settings, num_workers):
+    if not _is_whole(array, index, settings) or _heals(files, index, settings):
         _require_space(folder, len(files) * size_px * size_px * channels)
         _write(files, array, index, settings, num_workers=num_workers, progress=progress)
     unreadable = [(row, reason) for row, reason in json.loads(index.read_text(encoding="utf-8"))["unreadable"]]
@@ -275,10 +275,13 @@ def _is_whole(array: Path, index: Path, settings: Settings) -> bool:
     return pixels.shape == wanted and pixels.dtype == np.uint8
 
 
-def _heals(files: Sequence[Path], index: Path, settings: Settings, num_workers: int) -> bool:
-    """Return whether a file that could not be read, for want of a decoder or by a fault of the disk, now can."""
+def _heals(files: Sequence[Path], index: Path, settings: Settings) -> bool:
+    """Return whether a file that could not be read, for want of a decoder or by a fault of the disk, now can.
+
+    It is tried in a process of its own: its decoder may be what ended one before.
+    """
     failed = [files[row] for row, _ in json.loads(index.read_text(encoding="utf-8"))["unreadable"]]
-    return any(result.image is not None for result in _decoded(failed, settings, num_workers))
+    return any(result.image is not None for result in _decoded_one_by_one(failed, settings))
 
 
 def _digest(file: Path) -> str:

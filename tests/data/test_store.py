@@ -302,6 +302,8 @@ def test_a_file_that_ends_its_decoder_is_named_and_the_others_are_read(tmp_path,
     store, unreadable = _build(files, tmp_path / "store", on_unreadable="skip", num_workers=2)
     assert [row for row, _ in unreadable] == [17]
     assert "its decoder ended the process" in unreadable[0][1]
+    monkeypatch.setattr(store_module, "decode_file", lambda *_: pytest.fail("read in this process"))
+    assert _build(files, tmp_path / "store", on_unreadable="skip", num_workers=2)[1] == unreadable  # found, not built
     monkeypatch.undo()
     whole, _ = _build([file for file in files if file != bad], tmp_path / "others")
     assert all(np.array_equal(store[row], whole[row]) for row in range(39))
