@@ -39,12 +39,11 @@ class Stages(Callback):
         """Tell the trainer where the plan ends."""
         trainer.fit_loop.max_epochs = self.plan.total_epochs
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze what this epoch's stage freezes."""
-        self.net.set_head_only(self.plan.stage(trainer.current_epoch) == "head")
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set every group's learning rate for this batch, and freeze again where a run was resumed in mid-epoch."""
+        """Freeze what this epoch's stage freezes, and set every group's learning rate for this batch.
+
+        Not at the epoch's start, which Lightning does not announce where a run is resumed in mid-epoch.
+        """
         epoch = trainer.current_epoch
         before, total = self.plan.position(epoch)
         head_only = self.plan.stage(epoch) == "head"
