@@ -3,38 +3,42 @@
 Modality LUT or rescale → VOI LUT or window → inversion of MONOCHROME1 → 8 bits (DICOM PS3.3 C.11.1, C.11.2, C.7.6.3).
 """
 
+import re
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
 
+from medxfer.data import jpeg_extended
+from medxfer.data.dicom_files import read_dataset, text_of
 from medxfer.data.intensity import scale_to_uint8, to_uint8
 from medxfer.errors import DataError
 
-COMPUTED_RADIOGRAPHY = UID("1.2.840.10008.5.1.4.1.1.1")
-NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A picture, and what its tags say that may matter for a label.
+
+    Attributes:
+        pixels: uint8 (H, W, 1), or (H, W, 3) for colour.
+        mode: photometric interpretation and bits per sample.
+        modality: of the machine: CR, DX, CT…; empty if unknown.
+        view: AP, PA, LL…; empty if unknown.
+    """
+
+    pixels: np.ndarray
+    mode: str
+    modality: str
+    view: str
 
 
-def is_dicom(header: bytes) -> bool:
-    """Return whether a file beginning with these bytes (at least 132 are best) is DICOM, with or without preamble."""
-    if header[128:132] == b"DICM":
-        return True
-    if len(header) < 8:
-        return False
-    group, element = struct.unpack("<HH", header[:4])
-    # Without preamble a data set begins with group 2 or 8 and a short first element.
-    known_vr = header[4:6] in (b"UL", b"UI", b"CS", b"OB", b"SH", b"LO", b"DA", b"TM")
-    short = struct.unpack("<I", header[4:8])[0] <= 64
-    return group in (2, 8) and element < 0x20 and (known_vr or short)
-
-
-def read_dicom(path: Path, *, max_pixels: int) -> np.ndarray:
+def read_dicom(path: Path, *, max_pixels: int, frame: str | None) -> Radiograph:
     """Read one picture.
 
     The first of several windows or lookup tables is used; without any, robust percentiles of the pixels that are not
@@ -43,74 +47,62 @@ def read_dicom(path: Path, *, max_pixels: int) -> np.ndarray:
     Args:
         path: a DICOM file.
         max_pixels: a larger picture is refused before it is decoded.
-
-    Returns:
-        uint8 (H, W, 1), or (H, W, 3) for colour.
+        frame: first or middle of several; None: several are refused.
 
     Raises:
         DataError: the reason in one line, without any tag's value that could name a patient.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's remarks quote tag values; what matters is checked here
-        dataset = _parse(path)
-        _check(dataset, max_pixels)
-        pixels = _decode(dataset)
-        if pixels.ndim == 3 or dataset.PhotometricInterpretation == "PALETTE COLOR":
-            return _colour(pixels, dataset)
-        return _grey(pixels, dataset)[..., np.newaxis]
-
-
-def _parse(path: Path) -> Dataset:
     try:
-        dataset = pydicom.dcmread(path, force=True)
-    except OSError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's remarks quote tag values; what matters is checked here
+            return _read(path, max_pixels, frame)
+    except (DataError, OSError):
         raise
-    except Exception as error:  # pydicom has exceptions of its own, and lets those of struct and codecs through
-        raise DataError("is a damaged DICOM file: its tags cannot be read") from error
-    meta = getattr(dataset, "file_meta", None)
-    if meta is None:
-        meta = dataset.file_meta = FileMetaDataset()
-    if "TransferSyntaxUID" not in meta:
-        implicit = dataset.original_encoding[0] is not False
-        meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    if not isinstance(meta.TransferSyntaxUID, UID):
-        raise DataError("is a damaged DICOM file: it names more than one transfer syntax, or none")
-    return dataset
+    except Exception as error:  # pydicom converts a tag when it is first asked for, and can fail in many ways
+        raise DataError(f"is a damaged DICOM file: {type(error).__name__} while its tags are read") from error
 
 
-def _check(dataset: Dataset, max_pixels: int) -> None:
-    try:
-        if not any(dataset.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            raise DataError("is a DICOM file without a picture (no pixel data)")
-        missing = [name for name in NEEDED if dataset.get(name) in (None, "")]
-        if missing:
-            raise DataError(f"is a DICOM file that lacks {', '.join(missing)}")
-        frames, pixels = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows) * int(dataset.Columns)
-    except DataError:
-        raise
-    except Exception as error:  # tags are converted when they are first read
-        raise DataError("is a damaged DICOM file: its image tags cannot be read") from error
-    if frames > 1:
-        raise DataError(f"is a DICOM file with {frames} frames; one picture is needed: export the frame you want")
-    if pixels > max_pixels:
-        raise DataError(f"has {dataset.Columns} × {dataset.Rows} pixels, more than the {max_pixels:,} that are allowed")
+def _read(path: Path, max_pixels: int, frame: str | None) -> Radiograph:
+    dataset, index = read_dataset(path, max_pixels=max_pixels, frame=frame)
+    stored = _decode(dataset, index)
+    if stored.ndim == 3 or dataset.PhotometricInterpretation == "PALETTE COLOR":
+        pixels = _colour(stored, dataset)
+    else:
+        pixels = _grey(stored, dataset)[..., np.newaxis]
+    mode = f"{text_of(dataset, 'PhotometricInterpretation')} {dataset.get('BitsStored') or dataset.BitsAllocated}"
+    return Radiograph(pixels, mode, text_of(dataset, "Modality"), text_of(dataset, "ViewPosition"))
 
 
-def _decode(dataset: Dataset) -> np.ndarray:
+def _decode(dataset: Dataset, index: int) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
+    plugin = ""
+    # GDCM ends the whole process on some damaged streams of these syntaxes.
+    if syntax == JPEGBaseline8Bit or (syntax == JPEGExtended12Bit and dataset.BitsAllocated == 8):
+        plugin = "pillow"
+    elif syntax == JPEGExtended12Bit:
+        plugin = jpeg_extended.NAME
     try:
-        # GDCM ends the whole process on some damaged streams of this syntax.
-        pixels = pixel_array(dataset, decoding_plugin="pillow" if syntax == JPEGBaseline8Bit else "")
+        pixels = pixel_array(dataset, index=index, decoding_plugin=plugin)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # decoders of many libraries; a panic in one of them is not even an Exception
         name = syntax.name if not syntax.is_private else "a private transfer syntax"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
+        reason = _without_values(lines[-1]) if lines else type(error).__name__
         raise DataError(f"is a DICOM file whose pixels cannot be decoded ({name}): {reason}") from error
     if pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise DataError(f"is a DICOM file with pixels of shape {pixels.shape}; one picture is needed")
     return pixels
+
+
+def _without_values(reason: str) -> str:
+    """Return pydicom's reason without the values of tags that it quotes.
+
+    >>> _without_values("Unknown (0028,0004) 'Photometric Interpretation' value 'X'")
+    "Unknown (0028,0004) 'Photometric Interpretation' value that is not allowed"
+    """
+    reason = re.sub(r"\s?<[^<>]* at 0x[0-9a-f]+>", "", reason)  # objects of Python, whose addresses differ each time
+    return re.sub(r"(value(?: of)?) '[^']*'", r"\1 that is not allowed", reason)
 
 
 def _colour(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -203,41 +195,3 @@ def _window(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
             )
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
         return None
-
-
-def write_dicom(
-    path: Path,
-    pixels: np.ndarray,
-    *,
-    patient_id: str,
-    photometric: str = "MONOCHROME2",
-    bits_stored: int = 12,
-    window: tuple[float, float] | None = None,
-) -> None:
-    """Write a computed radiograph, uncompressed; for synthetic pictures.
-
-    Args:
-        path: the file.
-        pixels: uint16 (H, W), at most 2**bits_stored − 1.
-        patient_id: the tag of that name.
-        photometric: MONOCHROME1 or MONOCHROME2.
-        bits_stored: depth.
-        window: centre and width; None: no such tags.
-    """
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = COMPUTED_RADIOGRAPHY
-    uid = generate_uid(entropy_srcs=[str(path.name), patient_id])
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid
-    dataset.PatientID = patient_id
-    dataset.Modality = "CR"
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits_stored, bits_stored - 1
-    dataset.PixelRepresentation = 0
-    if window is not None:
-        dataset.WindowCenter, dataset.WindowWidth = window
-    dataset.PixelData = np.ascontiguousarray(pixels.astype("<u2")).tobytes()
-    dataset.save_as(path, enforce_file_format=True)

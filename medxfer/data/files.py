@@ -1,45 +1,40 @@
 """Image files as examples, for prediction: decoded when they are needed, never kept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import IterableDataset
 
-from medxfer.data.fitting import fit_image
-from medxfer.data.reading import find_images, read_image
+from medxfer.data.decoding import Settings, decode_files
+from medxfer.data.reading import find_images
 from medxfer.errors import DataError
 
 
-class FileDataset(Dataset[dict[str, Any]]):
-    """Decodes one file per item.
+class FileStream(IterableDataset[dict[str, Any]]):
+    """Decodes files in order, in processes of its own; a loader around it needs no workers.
 
     Item i: `row` i, and either `image` uint8 (S, S, C) in 0..255 or `reason`, why it cannot be read.
 
     Args:
         files: the images.
-        channels: 1 or 3.
-        size_px: side of the pictures.
-        fit: pad, crop or stretch.
+        settings: how they are decoded.
+        workers: processes that decode.
     """
 
-    def __init__(self, files: Sequence[Path], *, channels: int, size_px: int, fit: str) -> None:
+    def __init__(self, files: Sequence[Path], settings: Settings, *, workers: int) -> None:
         self.files = files
-        self.channels = channels
-        self.size_px = size_px
-        self.fit = fit
+        self.settings = settings
+        self.workers = workers
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        try:
-            image = read_image(self.files[row], channels=self.channels)
-        except DataError as error:
-            return {"row": row, "reason": str(error).removeprefix(f"{self.files[row]}: ")}
-        return {"row": row, "image": fit_image(image, size_px=self.size_px, fit=self.fit)}
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row, decoded in enumerate(decode_files(self.files, self.settings, workers=self.workers)):
+            if decoded.image is None:
+                yield {"row": row, "reason": decoded.reason}
+            else:
+                yield {"row": row, "image": decoded.image}
 
 
 def collate_files(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

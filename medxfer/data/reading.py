@@ -1,16 +1,18 @@
 """Any image file → uint8 (H, W, C). Decides which decoder, by content and from a fixed list."""
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from medxfer.data.dicom import is_dicom, read_dicom
+from medxfer.data.dicom import read_dicom
+from medxfer.data.dicom_files import is_dicom
 from medxfer.data.intensity import to_uint8
 from medxfer.errors import DataError
 
@@ -21,7 +23,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", "
 """What a scan of a folder takes for an image; a file's content decides how it is read."""
 
 MAX_PIXELS = 150_000_000
-"""Largest picture that is decoded; an X-ray has at most about 25 million."""
+"""Largest picture that is decoded unless `data.max_pixels` says otherwise; an X-ray has at most about 25 million."""
 
 HEADER_BYTES = 132 + 64
 
@@ -30,7 +32,31 @@ WHITE_IS_ZERO = 0
 """Tags of TIFF and EXIF."""
 
 
-def read_image(path: Path, *, channels: Literal[1, 3] | int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file, and how the file stores it.
+
+    Attributes:
+        pixels: uint8 (H, W, C) in 0..255.
+        format: one of `FORMATS`, or DICOM.
+        mode: Pillow's mode (L, RGB, I;16…), or DICOM's photometric interpretation and bits.
+        modality: DICOM's tag; empty if unknown.
+        view: DICOM's view position; empty if unknown.
+    """
+
+    pixels: np.ndarray
+    format: str
+    mode: str
+    modality: str = ""
+    view: str = ""
+
+
+def read_image(path: Path, *, channels: int, max_pixels: int = MAX_PIXELS, frame: str | None = None) -> np.ndarray:
+    """Decode an image file to uint8 (H, W, channels) in 0..255; see `read_picture`."""
+    return read_picture(path, channels=channels, max_pixels=max_pixels, frame=frame).pixels
+
+
+def read_picture(path: Path, *, channels: int, max_pixels: int = MAX_PIXELS, frame: str | None = None) -> Picture:
     """Decode an image file.
 
     Deeper pictures are brought to 8 bits by robust percentiles. EXIF orientation is applied, transparency is shown on
@@ -40,24 +66,28 @@ def read_image(path: Path, *, channels: Literal[1, 3] | int, max_pixels: int = M
         path: PNG, JPEG, TIFF, BMP, WebP or DICOM, whatever its name ends in.
         channels: 1 or 3.
         max_pixels: a larger picture is refused before it is decoded.
-
-    Returns:
-        uint8 (H, W, channels) in 0..255.
+        frame: first or middle of several pictures in a file; None: several are refused.
 
     Raises:
         DataError: one line with the path and the reason.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise DataError("is not a file that holds an image")
         with path.open("rb") as file:
             header = file.read(HEADER_BYTES)
         if not header:
             raise DataError("is empty")
-        image = read_dicom(path, max_pixels=max_pixels) if is_dicom(header) else _read_picture(path, max_pixels)
+        if is_dicom(header):
+            film = read_dicom(path, max_pixels=max_pixels, frame=frame)
+            picture = Picture(film.pixels, "DICOM", film.mode, film.modality, film.view)
+        else:
+            picture = _read_picture(path, max_pixels, frame)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from error
-    return _with_channels(image, channels)
+    return replace(picture, pixels=_with_channels(picture.pixels, channels))
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -66,14 +96,20 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in list(folders):  # links may lead back, or twice to one place
+            place = os.path.realpath(os.path.join(parent, name))
+            if place in seen:
+                folders.remove(name)
+            seen.add(place)
         for name in names:
             path = Path(parent, name)
             if name.startswith("."):
                 continue
             # DICOM files are often named by their UID, or end in .IMA and the like.
-            if path.suffix.lower() in IMAGE_SUFFIXES or _is_dicom_file(path):
+            if path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and _is_dicom_file(path)):
                 yield path
 
 
@@ -85,30 +121,23 @@ def _is_dicom_file(path: Path) -> bool:
         return False
 
 
-def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
+def _read_picture(path: Path, max_pixels: int, frame: str | None) -> Picture:
     """Decode with Pillow: uint8 (H, W, 1) or (H, W, 3)."""
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, see below
+        with path.open("rb") as file, _own_limit():
             # Opened by name, Pillow maps uncompressed TIFFs and takes their sides for swapped by EXIF already.
             picture = Image.open(file, formats=FORMATS)
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise DataError(f"has {width} × {height} pixels, more than the {max_pixels:,} that are allowed")
-            # A camera's JPEG may hold previews and depth maps behind the picture (MPO).
-            if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-                raise DataError(
-                    f"holds {getattr(picture, 'n_frames', 1)} pictures; one is needed: save the one you want"
-                )
+            _check_size(picture, max_pixels)
+            _choose_frame(picture, frame)
+            _check_size(picture, max_pixels)
+            kind = (str(picture.format).replace("MPO", "JPEG"), _stored_mode(picture))
             if _is_deep_colour(picture):
-                return _deep_colour(path, picture)
+                return Picture(_deep_colour(path, picture), *kind)
             picture.load()
             tags = getattr(picture, "tag_v2", {})  # which a turned copy lacks
-            return _to_array(ImageOps.exif_transpose(picture), tags)
+            return Picture(_to_array(ImageOps.exif_transpose(picture), tags), *kind)
     except UnidentifiedImageError as error:
         raise DataError("is not a PNG, JPEG, TIFF, BMP, WebP or DICOM image") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"has more than the {max_pixels:,} pixels that are allowed") from error
     except DataError:
         raise
     except Exception as error:  # Pillow lets the exceptions of struct and of arithmetic through
@@ -118,6 +147,40 @@ def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
         raise DataError(f"is damaged: {reason}") from error
 
 
+@contextmanager
+def _own_limit() -> Iterator[None]:
+    """Lift Pillow's own limit of size, which is checked here and may be set higher."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_size(picture: Image.Image, max_pixels: int) -> None:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise DataError(f"has {width} × {height} pixels, more than the {max_pixels:,} that are allowed")
+
+
+def _choose_frame(picture: Image.Image, frame: str | None) -> None:
+    frames = getattr(picture, "n_frames", 1)
+    # A camera's JPEG may hold previews and depth maps behind the picture (MPO).
+    if frames == 1 or picture.format == "MPO":
+        return
+    if frame is None:
+        raise DataError(
+            f"holds {frames} pictures; one is needed: save the one you want, or choose it: --data.frame first "
+            "(or middle)"
+        )
+    picture.seek((frames - 1) // 2 if frame == "middle" else 0)
+
+
+def _stored_mode(picture: Image.Image) -> str:
+    """Return Pillow's mode, with the depth of what it would cut to 8 bits."""
+    return f"{picture.mode};16" if _is_deep_colour(picture) else picture.mode
+
+
 def _is_deep_colour(picture: Image.Image) -> bool:
     """Return whether a picture has 16 bits and several channels, of which Pillow would drop the lower eight."""
     return not picture.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
@@ -125,6 +188,8 @@ def _is_deep_colour(picture: Image.Image) -> bool:
 
 def _deep_colour(path: Path, picture: Image.Image) -> np.ndarray:
     """Decode with OpenCV, on black, and scale all channels by one range: uint8 (H, W, 1) or (H, W, 3)."""
+    if picture.tell():
+        raise DataError(f"is a {picture.format} of 16 bits in colour, of which only the first picture can be read")
     pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3 or picture.mode not in ("RGB", "RGBA", "LA"):
         raise DataError(f"is a {picture.format} of 16 bits and mode {picture.mode}, which cannot be read: use 8 bits")

@@ -1,94 +1,254 @@
-"""Pictures decoded once: a memory-mapped uint8 array on disk that all workers and processes share."""
+"""Rows kept on disk: a memory-mapped array that all processes share, and the pictures decoded into it once."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from medxfer.data.fitting import content_box, fit_image
-from medxfer.data.reading import read_image
+from medxfer.data.decoding import NO_DIGEST, Facts, Settings, decode_files, file_digest
 from medxfer.errors import DataError, listed
 
-VERSION = 2
+VERSION = 3
 """Counts changes of decoding or fitting that change pixels; older stores are then not used."""
 
-STALE_SECONDS = 24 * 3600
+LINES_AT_ONCE = 200
+"""Rows that are written before their lines are."""
+
+CHECKED_AT_ONCE = 2**26
+"""Bytes that are verified in one step."""
+
+
+class MappedRows:
+    """Rows of one shape and type on disk, each found by a key; rows are only ever added.
+
+    Any number of processes may read while one adds; a second one that wants to add waits. A process that is killed
+    leaves at most rows that nothing refers to, which the next one overwrites.
+
+    Args:
+        folder: holds nothing else; only the user may enter it.
+        shape: of a row.
+        dtype: of a row.
+    """
+
+    def __init__(self, folder: Path, *, shape: tuple[int, ...], dtype: str = "uint8") -> None:
+        self.folder = folder
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.row_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        self.array = folder / "rows.bin"
+        self.index = folder / "index.jsonl"
+        _make_private(folder)
+
+    def sound(self, keys: Sequence[str]) -> dict[str, "Entry"]:
+        """Return key → entry of those keys whose rows are there and have not changed since they were written."""
+        entries = {entry.key: entry for entry in self._entries()}
+        found = sorted((entries[key] for key in set(keys) if key in entries), key=lambda entry: entry.row)
+        per_step = max(1, CHECKED_AT_ONCE // self.row_bytes)
+        steps = [found[start : start + per_step] for start in range(0, len(found), per_step)]
+        with ThreadPoolExecutor() as pool:  # checksums let other threads run
+            return {entry.key: entry for step in pool.map(self._checked, steps) for entry in step}
+
+    @contextmanager
+    def adding(self) -> Iterator["Adder"]:
+        """Add rows while the block lasts; other processes that want to add wait.
+
+        Raises:
+            DataError: the disk is full or fails; rows that were added are kept.
+        """
+        try:
+            with self._locked():
+                self._cut()
+                try:
+                    with _opened(self.array) as array, _opened(self.index) as index:
+                        adder = Adder(array, index, self._rows(), self.row_bytes)
+                        try:
+                            yield adder
+                        finally:
+                            adder.flush()
+                finally:
+                    self._cut()
+        except OSError as error:
+            raise DataError(f"decoded images cannot be written to {self.folder}: {error.strerror}") from error
+
+    def view(self, rows: int) -> np.ndarray:
+        """Return the first rows, (rows, *shape), read from disk when they are used."""
+        if not rows:
+            return np.zeros((0, *self.shape), dtype=self.dtype)
+        return np.memmap(self.array, dtype=self.dtype, mode="r", shape=(rows, *self.shape))
+
+    def _checked(self, entries: Sequence["Entry"]) -> list["Entry"]:
+        """Return those whose row and note still have their checksum."""
+        sound = []
+        if entries and self.array.is_file():
+            with self.array.open("rb") as file:
+                for entry in entries:
+                    file.seek(entry.row * self.row_bytes)
+                    if entry.checksum(file.read(self.row_bytes)) == entry.crc:
+                        sound.append(entry)
+        return sound
+
+    def _entries(self) -> Iterator["Entry"]:
+        if self.index.is_file():
+            for line in self.index.read_bytes().split(b"\n")[:-1]:
+                try:
+                    entry = Entry(**json.loads(line))
+                except (ValueError, TypeError):  # a fault of the disk: that row is decoded again
+                    continue
+                if type(entry.row) is int and entry.row >= 0 and type(entry.key) is str:
+                    yield entry
+
+    def _rows(self) -> int:
+        """Return how many whole rows there are that an entry may refer to; a damaged entry may say any number."""
+        whole = self.array.stat().st_size // self.row_bytes if self.array.is_file() else 0
+        return min(whole, 1 + max((entry.row for entry in self._entries()), default=-1))
+
+    def _cut(self) -> None:
+        """Drop what a process that was killed, or a full disk, left behind the last whole row and line."""
+        lines = self.index.read_bytes().rfind(b"\n") + 1 if self.index.is_file() else 0
+        for file, size in ((self.array, self._rows() * self.row_bytes), (self.index, lines)):
+            if file.is_file() and file.stat().st_size > size:
+                os.truncate(file, size)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = FileLock(self.folder / ".lock", mode=0o600)  # made here, since it cannot be sent to workers
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            print(f"waiting for another process that decodes images into {self.folder.parent}", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything besides the files that changes pixels."""
+class Entry:
+    """One line of the index.
 
-    channels: int
-    size_px: int
-    fit: str
+    Attributes:
+        key: what the row is found by.
+        row: where it lies.
+        note: what is known of it; anything that can be written as JSON.
+        crc: CRC-32 of key, note and row.
+    """
+
+    key: str
+    row: int
+    note: dict[str, Any]
+    crc: int = 0
+
+    def checksum(self, content: bytes) -> int:
+        """Return the CRC-32 that this entry must have if those are its row's bytes."""
+        return zlib.crc32(content, zlib.crc32(json.dumps([self.key, self.note]).encode()))
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """One file: its digest, and its picture with the box of what is not padding, or why it cannot be read."""
+class Adder:
+    """Appends rows to the open files of a `MappedRows`; a row exists once its line is in the index."""
 
-    digest: str
-    image: np.ndarray | None = None
-    box: tuple[int, int, int, int] = (0, 0, 0, 0)
-    reason: str = ""
+    def __init__(self, array: BinaryIO, index: BinaryIO, rows: int, row_bytes: int) -> None:
+        self.rows = rows
+        self.row_bytes = row_bytes
+        self._array = array
+        self._index = index
+        self._lines: list[bytes] = []
+
+    def add(self, key: str, row: np.ndarray, note: dict[str, Any]) -> None:
+        """Append one row under a key, with a note that can be written as JSON."""
+        content = np.ascontiguousarray(row).tobytes()
+        if len(content) != self.row_bytes:  # would move every later row
+            raise ValueError(f"rows of {self.row_bytes} bytes are needed, found {len(content)}")
+        # Written, not mapped: on a full disk a mapped file ends the process instead of raising.
+        self._array.write(content)
+        entry = Entry(key, self.rows, json.loads(json.dumps(note)))
+        line = json.dumps({**vars(entry), "crc": entry.checksum(content)})
+        self._lines.append(line.encode() + b"\n")
+        self.rows += 1
+        if len(self._lines) >= LINES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring everything to the disk, the rows before the lines that refer to them."""
+        self._array.flush()
+        os.fsync(self._array.fileno())
+        self._index.write(b"".join(self._lines))
+        self._index.flush()
+        os.fsync(self._index.fileno())
+        self._lines.clear()
 
 
 class PixelStore:
     """Row → uint8 (S, S, C) in 0..255, read from disk when it is asked for. Read-only, and cheap to send to workers.
 
     Args:
-        array: the .npy file.
-        index: the .json file beside it: digest and content box per row.
+        rows: where the pictures lie.
+        places: row of the store → row on disk.
+        digests: SHA-256 of each row's file.
+        facts: of each row's picture.
     """
 
-    def __init__(self, array: Path, index: Path) -> None:
-        self.array = array
-        self.index = index
-        content = json.loads(index.read_text(encoding="utf-8"))
-        self._digests: list[str] = content["digests"]
-        self.boxes = np.asarray(content["boxes"], dtype=np.int64).reshape(-1, 4)
-        self._pixels = np.load(array, mmap_mode="r")
+    def __init__(self, rows: MappedRows, *, places: np.ndarray, digests: list[str], facts: list[Facts]) -> None:
+        self._rows = rows
+        self._places = places
+        self._digests = digests
+        self.facts = facts
+        self.boxes = np.asarray([fact.box for fact in facts], dtype=np.int64).reshape(-1, 4)
+        self._open()
+
+    def _open(self) -> None:
+        self._pixels = self._rows.view(int(self._places.max(initial=-1)) + 1)
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self._places)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return self._pixels[row]
+        return self._pixels[self._places[row]]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"array": self.array, "index": self.index}
+        return {name: value for name, value in vars(self).items() if name != "_pixels"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        vars(self).update(state)
+        self._open()
+
+    def settings_name(self) -> str:
+        """Return the name of the settings that pictures were decoded with."""
+        return self._rows.folder.name
 
     def file_digests(self) -> list[str]:
         """Return the SHA-256 of each row's file."""
         return self._digests
 
+    def pixel_digests(self) -> list[str]:
+        """Return the SHA-256 of each row's decoded picture; equal ones are the same image."""
+        return [fact.pixels for fact in self.facts]
+
     def content_digest(self) -> str:
         """Return a SHA-256 over all files, in order."""
         return hashlib.sha256("".join(self._digests).encode()).hexdigest()
+
+    def content(self, row: int) -> np.ndarray:
+        """Return the part of a row's picture that is not padding, uint8 (h, w, C)."""
+        top, bottom, left, right = self.boxes[row]
+        return self[row][top:bottom, left:right]
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
         """Return the mean per channel of some rows' pixels without padding, on 0..1, float64 (C,)."""
         total, count = np.zeros(self._pixels.shape[3]), 0
         for row in rows:
-            top, bottom, left, right = self.boxes[row]
-            content = self._pixels[row, top:bottom, left:right]
+            content = self.content(int(row))
             total += content.sum(axis=(0, 1), dtype=np.float64)
             count += content.shape[0] * content.shape[1]
         return total / (255.0 * max(1, count))
@@ -98,26 +258,22 @@ def build_store(
     files: Sequence[Path],
     *,
     folder: Path,
-    channels: int,
-    size_px: int,
-    fit: str,
+    settings: Settings,
     on_unreadable: str,
-    num_workers: int,
+    workers: int,
     progress: bool = True,
 ) -> tuple[PixelStore, list[tuple[int, str]]]:
-    """Decode and fit every file, or open the store that holds them already.
+    """Decode and fit every file that the store does not hold yet.
 
-    A store is named by the content of its files and by the settings that change pixels. It is written under a temporary
-    name and then renamed, so that a killed build leaves nothing that looks finished.
+    A picture is known by its file's content and by the settings that change pixels, so collections share pictures, and
+    a file that changes is decoded alone. Files that cannot be read are tried again each time.
 
     Args:
         files: one per row.
         folder: where stores are kept; only the user may enter it.
-        channels: 1 or 3.
-        size_px: side of the pictures.
-        fit: pad, crop or stretch.
+        settings: what else changes pixels.
         on_unreadable: error, or skip.
-        num_workers: processes that decode; 0: this one.
+        workers: processes that decode.
         progress: show a progress bar.
 
     Returns:
@@ -126,170 +282,74 @@ def build_store(
     Raises:
         DataError: with every unreadable file; or the disk is too small.
     """
-    settings = Settings(channels, size_px, fit)
     _make_private(folder)
-    digests = [
-        _digest(file)
-        for file in tqdm(files, "checking files", disable=None if progress else True, unit="file", leave=False)
+    rows = MappedRows(folder / _name(settings), shape=(settings.size_px, settings.size_px, settings.channels))
+    keys = _keys(files, progress)
+    found = rows.sound(keys)
+    reasons: dict[str, str] = {}
+    if missing := {key: file for key, file in zip(keys, files, strict=True) if key not in found}:
+        _require_space(folder, len(missing) * rows.row_bytes)
+        reasons = _decode(rows, missing, settings, workers, progress)
+        found |= rows.sound(list(missing))
+    unreadable = [
+        (row, f"{files[row]}: {reasons.get(key, 'changed while it was read')}")
+        for row, key in enumerate(keys)
+        if key not in found
     ]
-    key = hashlib.sha256(f"{VERSION}{settings}{''.join(digests)}".encode()).hexdigest()[:32]
-    array, index = folder / f"pixels-{key}.npy", folder / f"pixels-{key}.json"
-    if not _is_whole(array, index, settings) or _heals(files, index, settings):
-        _require_space(folder, len(files) * size_px * size_px * channels)
-        _write(files, array, index, settings, num_workers=num_workers, progress=progress)
-    unreadable = [(row, reason) for row, reason in json.loads(index.read_text(encoding="utf-8"))["unreadable"]]
-    # The reasons name files; a store may be found again under other names, so the name is the caller's.
-    unreadable = [(row, f"{files[row]}: {reason}") for row, reason in unreadable]
     if unreadable and (on_unreadable == "error" or len(unreadable) == len(files)):
         title = f"{len(unreadable)} of {len(files)} images cannot be read:"
         advice = "\nrepair or remove them"
         if on_unreadable == "error":
             advice += ", or go on without them: --data.on_unreadable skip"
         raise DataError(listed(title, [reason for _, reason in unreadable], limit=len(unreadable)) + advice)
-    return PixelStore(array, index), unreadable
-
-
-def decode_file(file: Path, settings: Settings) -> Decoded:
-    """Decode and fit one file; never raises for a file that cannot be read."""
-    digest = _digest(file)
-    try:
-        image = read_image(file, channels=settings.channels)
-    except DataError as error:
-        return Decoded(digest, reason=str(error).removeprefix(f"{file}: "))
-    rows, columns = content_box(*image.shape[:2], size_px=settings.size_px, fit=settings.fit)
-    box = (rows.start, rows.stop, columns.start, columns.stop)
-    return Decoded(digest, fit_image(image, size_px=settings.size_px, fit=settings.fit), box)
-
-
-def _decode_chunk(files: Sequence[Path], settings: Settings) -> list[Decoded]:
-    return [decode_file(file, settings) for file in files]
-
-
-def _decoded(files: Sequence[Path], settings: Settings, num_workers: int) -> Iterator[Decoded]:
-    chunk = 8
-    if num_workers < 2 or len(files) < 4 * chunk:
-        for file in files:
-            yield decode_file(file, settings)
-        return
-    done = 0
-    try:
-        with _pool(num_workers) as pool:
-            waiting = []
-            for start in range(0, len(files), chunk):
-                waiting.append(pool.submit(_decode_chunk, files[start : start + chunk], settings))
-                if len(waiting) > 4 * num_workers:  # keeps the pictures in memory few
-                    results = waiting.pop(0).result()
-                    done += len(results)
-                    yield from results
-            for future in waiting:
-                results = future.result()
-                done += len(results)
-                yield from results
-    except BrokenProcessPool:  # one of the files ended its process: find out which
-        yield from _decoded_one_by_one(files[done:], settings)
-
-
-def _decoded_one_by_one(files: Sequence[Path], settings: Settings) -> Iterator[Decoded]:
-    """Decode in a process that may end, and say which file ended it."""
-    waiting = list(files)
-    while waiting:
-        with _pool(1) as pool:
-            try:
-                while waiting:
-                    yield pool.submit(decode_file, waiting[0], settings).result()
-                    waiting.pop(0)
-            except BrokenProcessPool:
-                file = waiting.pop(0)
-                yield Decoded(_digest(file), reason="is damaged: its decoder ended the process that read it")
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Forked processes could inherit a lock that some thread of torch or MLflow holds.
-    return ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
-
-
-def _write(
-    files: Sequence[Path], array: Path, index: Path, settings: Settings, *, num_workers: int, progress: bool
-) -> None:
-    _remove_stale(array.parent)
-    side = settings.size_px
-    digests, boxes, unreadable = [], [], []
-    results = _decoded(files, settings, num_workers)
-    bar = tqdm(
-        results, "decoding images", total=len(files), disable=None if progress else True, unit="image", leave=False
+    kept = [found[key] for key in keys if key in found]
+    store = PixelStore(
+        rows,
+        places=np.array([entry.row for entry in kept], dtype=np.int64),
+        digests=[entry.key for entry in kept],
+        facts=[Facts(**{**entry.note, "box": tuple(entry.note["box"])}) for entry in kept],
     )
-    path: Path | None = None
-    try:
-        # Written, not mapped: on a full disk a mapped file ends the process instead of raising.
-        with tempfile.NamedTemporaryFile(dir=array.parent, prefix=".writing-", suffix=".npy", delete=False) as file:
-            path = Path(file.name)
-            file.write(_npy_header((len(files), side, side, settings.channels)))
-            for row, result in enumerate(bar):
-                if result.image is None:
-                    unreadable.append((row, result.reason))
-                    continue
-                file.write(result.image.tobytes())
-                digests.append(result.digest)
-                boxes.append(result.box)
-            file.seek(0)
-            file.write(_npy_header((len(digests), side, side, settings.channels)))
-            file.flush()
-            os.fsync(file.fileno())
-        _write_json(index, {"digests": digests, "boxes": boxes, "unreadable": unreadable, **vars(settings)})
-        path.replace(array)
-    except BaseException as error:
-        if path is not None:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"the decoded images cannot be written to {array.parent}: {error.strerror}") from error
-        raise
+    return store, unreadable
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return the header of a .npy file of uint8; NumPy pads it so that its length does not depend on the rows."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.getvalue()
+def _decode(
+    rows: MappedRows, files: Mapping[str, Path], settings: Settings, workers: int, progress: bool
+) -> dict[str, str]:
+    """Add the pictures of some files by key, and return key → reason of those that cannot be read."""
+    reasons = {}
+    with rows.adding() as adder:
+        there = rows.sound(list(files))  # by a process that was waited for
+        keys = [key for key in files if key not in there]
+        decoded = decode_files([files[key] for key in keys], settings, workers=workers)
+        bar = tqdm(
+            zip(keys, decoded, strict=True), "decoding images", total=len(keys),
+            disable=None if progress else True, unit="image", leave=False,
+        )  # fmt: skip
+        for key, result in bar:
+            if result.image is None or result.facts is None:
+                reasons[key] = result.reason
+            else:
+                adder.add(result.digest, result.image, asdict(result.facts))
+    return reasons
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".writing-", suffix=".json", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
+def _name(settings: Settings) -> str:
+    return hashlib.sha256(f"{VERSION}{settings}".encode()).hexdigest()[:16]
 
 
-def _is_whole(array: Path, index: Path, settings: Settings) -> bool:
-    """Check a store that is found: its index, its header and its size."""
-    if not (array.is_file() and index.is_file()):
-        return False
-    try:
-        rows = len(json.loads(index.read_text(encoding="utf-8"))["digests"])
-        pixels = np.load(array, mmap_mode="r")
-    except (OSError, ValueError, KeyError, EOFError):
-        return False
-    wanted = (rows, settings.size_px, settings.size_px, settings.channels)
-    return pixels.shape == wanted and pixels.dtype == np.uint8
+def _keys(files: Sequence[Path], progress: bool) -> list[str]:
+    """Return the SHA-256 of each file; of one that cannot be opened, its name."""
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        bar = tqdm(
+            pool.map(file_digest, files), "checking files", total=len(files),
+            disable=None if progress else True, unit="file", leave=False,
+        )  # fmt: skip
+        return [digest if digest != NO_DIGEST else str(file) for digest, file in zip(bar, files, strict=True)]
 
 
-def _heals(files: Sequence[Path], index: Path, settings: Settings) -> bool:
-    """Return whether a file that could not be read, for want of a decoder or by a fault of the disk, now can.
-
-    It is tried in a process of its own: its decoder may be what ended one before.
-    """
-    failed = [files[row] for row, _ in json.loads(index.read_text(encoding="utf-8"))["unreadable"]]
-    return any(result.image is not None for result in _decoded_one_by_one(failed, settings))
-
-
-def _digest(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError:
-        return "unreadable"
+def _opened(path: Path) -> BinaryIO:
+    """Open a file to append to, which only the user may read."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
 
 
 def _make_private(folder: Path) -> None:
@@ -307,12 +367,3 @@ def _require_space(folder: Path, needed: int) -> None:
             f"the decoded images need {needed / 2**20:,.0f} MB in {folder}, but only {free / 2**20:,.0f} MB are free: "
             "make room, choose another output_dir, or a smaller data.image_size_px"
         )
-
-
-def _remove_stale(folder: Path) -> None:
-    for path in folder.glob(".writing-*"):
-        try:
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
-        except FileNotFoundError:
-            continue  # another process was quicker

@@ -1,7 +1,9 @@
 """Any image file to bytes, against Pillow and plain arithmetic; and every kind of file that is no image."""
 
+import io
 import os
 import struct
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -10,11 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
-from medxfer.data.dicom import write_dicom
+from medxfer.data.dicom_files import write_dicom
 from medxfer.data.intensity import to_uint8
-from medxfer.data.reading import FORMATS, IMAGE_SUFFIXES, find_images, read_image
+from medxfer.data.reading import FORMATS, IMAGE_SUFFIXES, Picture, find_images, read_image, read_picture
 from medxfer.errors import DataError
+from tests.data.test_dicom_files import compressed, dataset_of, saved
 
 
 def _random(*shape: int, top: int = 256, dtype: str = "uint8", seed: int = 0) -> np.ndarray:
@@ -285,11 +289,101 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
     assert _refusal(path) == "Permission denied"
 
 
+def _pages(path: Path, pages: list[np.ndarray]) -> Path:
+    first, *others = (Image.fromarray(page) for page in pages)
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    return _saved(path, first, save_all=True, append_images=others, **options)
+
+
 @pytest.mark.parametrize("suffix", ["tif", "webp", "png"])
-def test_several_pictures_in_one_file_are_refused(tmp_path, suffix):
-    pages = [Image.fromarray(_random(16, 16, 3, seed=seed)) for seed in range(3)]
-    path = _saved(tmp_path / f"a.{suffix}", pages[0], save_all=True, append_images=pages[1:])
-    assert "holds 3 pictures; one is needed: save the one you want" in _refusal(path)
+def test_several_pictures_in_one_file_are_refused_unless_one_is_chosen(tmp_path, suffix):
+    path = _pages(tmp_path / f"a.{suffix}", [_random(16, 16, 3, seed=seed) for seed in range(3)])
+    assert _refusal(path) == (
+        "holds 3 pictures; one is needed: save the one you want, or choose it: --data.frame first (or middle)"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize("suffix", ["tif", "webp", "png"])
+def test_the_first_or_the_middle_of_several_pictures_is_read(tmp_path, suffix, count):
+    pages = [_random(16, 16, 3, seed=seed) for seed in range(count)]
+    path = _pages(tmp_path / f"a.{suffix}", pages)
+    for frame, index in (("first", 0), ("middle", (count - 1) // 2)):
+        np.testing.assert_array_equal(read_image(path, channels=3, frame=frame), pages[index])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_page_of_any_size_and_depth_is_read(tmp_path, dtype):
+    pages = [_random(10 + page, 20, top=250, dtype=dtype, seed=page) for page in range(3)]
+    path = _pages(tmp_path / "a.tif", pages)
+    alone = _read(_saved(tmp_path / "alone.tif", pages[1]))
+    np.testing.assert_array_equal(read_image(path, channels=1, frame="middle"), alone)
+
+
+def test_a_chosen_page_that_is_too_large_is_refused(tmp_path):
+    path = _pages(tmp_path / "a.tif", [_random(side, side) for side in (10, 50, 10)])
+    assert read_image(path, channels=1, max_pixels=2000, frame="first").shape == (10, 10, 1)
+    with pytest.raises(DataError, match="has 50 × 50 pixels, more than the 2,000 that are allowed"):
+        read_image(path, channels=1, max_pixels=2000, frame="middle")
+
+
+def test_of_16_bit_colours_only_the_first_page_is_read(tmp_path):
+    pages = [_random(20, 16, 3, top=4096, dtype="uint16", seed=seed) for seed in range(3)]
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
+    found = read_image(tmp_path / "a.tif", channels=3, frame="first")
+    np.testing.assert_array_equal(found, to_uint8(pages[0][..., ::-1]))
+    with pytest.raises(DataError, match="is a TIFF of 16 bits in colour, of which only the first picture can be read"):
+        read_image(tmp_path / "a.tif", channels=3, frame="middle")
+
+
+@pytest.mark.parametrize("frame", [None, "first", "middle"])
+def test_a_cameras_previews_are_no_pictures_to_choose_from(tmp_path, frame):
+    picture, preview = Image.fromarray(_smooth()), Image.fromarray(_smooth(8, 8))
+    path = _saved(tmp_path / "a.jpg", picture, format="MPO", save_all=True, append_images=[preview], quality=95)
+    assert read_image(path, channels=3, frame=frame).shape == (48, 40, 3)
+
+
+def _colours(*shape: int) -> Image.Image:
+    return Image.fromarray(_random(*shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "options", "expected"),
+    [
+        ("a.png", _colours(20, 10), {}, ("PNG", "L")),
+        ("a.png", _colours(20, 10, 3), {}, ("PNG", "RGB")),
+        ("a.png", _colours(20, 10, 4), {}, ("PNG", "RGBA")),
+        ("a.png", Image.new("1", (10, 20)), {}, ("PNG", "1")),
+        ("a.png", Image.fromarray(_random(20, 10, dtype="uint16")), {}, ("PNG", "I;16")),
+        ("a.jpg", _colours(20, 10, 3), {}, ("JPEG", "RGB")),
+        ("a.jpg", _colours(20, 10, 3), {"format": "MPO", "save_all": True, "append_images": [_colours(8, 8, 3)]},
+         ("JPEG", "RGB")),
+        ("a.jpg", _colours(20, 10, 3).convert("CMYK"), {}, ("JPEG", "CMYK")),
+        ("a.tif", Image.fromarray(_random(20, 10, dtype="float32")), {}, ("TIFF", "F")),
+        ("a.bmp", _colours(20, 10), {}, ("BMP", "L")),
+        ("a.bmp", _colours(20, 10, 3).quantize(4), {}, ("BMP", "P")),
+        ("a.webp", _colours(20, 10, 3), {}, ("WEBP", "RGB")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("channels", [1, 3])
+def test_format_and_mode_are_those_of_the_file(tmp_path, name, picture, options, expected, channels):
+    found = read_picture(_saved(tmp_path / name, picture, **options), channels=channels)
+    assert isinstance(found, Picture)
+    assert (found.format, found.mode, found.modality, found.view) == (*expected, "", "")
+    assert found.pixels.shape == (20, 10, channels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_the_mode_tells_16_bits_that_pillow_would_cut(tmp_path, name):
+    found = read_picture(_deep(tmp_path / name, _random(20, 10, 3, top=4096, dtype="uint16")), channels=3)
+    assert found.mode == "RGB;16"
+
+
+def test_a_dicom_file_says_what_it_is(tmp_path):
+    path = saved(tmp_path / "a.png", dataset_of(_random(20, 10), Modality="DX", ViewPosition="AP"))
+    found = read_picture(path, channels=3)
+    assert (found.format, found.mode, found.modality, found.view) == ("DICOM", "MONOCHROME2 8", "DX", "AP")
+    assert found.pixels.shape == (20, 10, 3)
 
 
 def _png_header(width: int, height: int) -> bytes:
@@ -309,15 +403,111 @@ def test_a_picture_larger_than_allowed_is_refused_before_it_is_decoded(tmp_path)
     assert _refusal(tmp_path / "a.png", max_pixels=20_000_000).startswith("is damaged")
 
 
+HUGE = 60_000
+"""Pixels on each side of a picture that nothing has the memory for."""
+
+
+def _huge_png(path: Path) -> None:
+    path.write_bytes(_png_header(HUGE, HUGE))
+
+
+def _with_size(path: Path, marker: bytes, size: bytes, **options: object) -> None:
+    """Save a small picture and change the size behind a marker."""
+    content = _saved(path, _smooth(), **options).read_bytes()
+    place = content.index(marker) + len(marker)
+    path.write_bytes(content[:place] + size + content[place + len(size) :])
+
+
+def _huge_jpeg(path: Path) -> None:
+    _with_size(path, b"\xff\xc0\x00\x11\x08", struct.pack(">HH", HUGE, HUGE), format="JPEG")
+
+
+def _huge_bmp(path: Path) -> None:
+    _with_size(path, struct.pack("<I", 40), struct.pack("<ii", HUGE, HUGE), format="BMP")
+
+
+def _huge_tiff(path: Path) -> None:
+    content = _saved(path, _smooth(), format="TIFF").read_bytes()
+    for tag, side in ((256, 40), (257, 48)):
+        for kind in ("HHIHH", "HHII"):
+            before = struct.pack(
+                f"<{kind}", tag, 3 if kind == "HHIHH" else 4, 1, side, *([0] if kind == "HHIHH" else [])
+            )
+            content = content.replace(before, struct.pack("<HHII", tag, 4, 1, HUGE))
+    path.write_bytes(content)
+
+
+def _huge_webp(path: Path) -> None:
+    """An animation's canvas; a single picture of this format has at most 16,383 pixels on each side."""
+    _pages(path.with_suffix(".webp"), [_random(8, 8, seed=seed) for seed in range(2)])
+    content = path.with_suffix(".webp").read_bytes()
+    place = content.index(b"VP8X") + 12
+    side = struct.pack("<I", HUGE - 1)[:3]
+    path.write_bytes(content[:place] + 2 * side + content[place + 6 :])
+
+
+def _huge_dicom(path: Path) -> None:
+    saved(path, dataset_of(_random(48, 40), Rows=HUGE, Columns=HUGE))
+
+
+def _huge_deflated_dicom(path: Path) -> None:
+    dataset = dataset_of(_random(48, 40), Rows=HUGE, Columns=HUGE)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    saved(path, dataset)
+
+
+def _stream(content: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(_random(48, 40)).save(file, content, **options)
+    return file.getvalue()
+
+
+def _huge_jpeg_dicom(path: Path) -> None:
+    """Its tags say that it is small."""
+    stream = _stream("JPEG")
+    place = stream.index(b"\xff\xc0") + 5
+    stream = stream[:place] + struct.pack(">HH", HUGE, HUGE) + stream[place + 4 :]
+    saved(path, compressed(_random(48, 40), JPEGBaseline8Bit, stream))
+
+
+def _huge_j2k_dicom(path: Path) -> None:
+    stream = _stream("JPEG2000", no_jp2=True)
+    place = stream.index(b"\xff\x4f\xff\x51") + 8
+    stream = stream[:place] + struct.pack(">2I", HUGE, HUGE) + stream[place + 8 :]
+    saved(path, compressed(_random(48, 40), JPEG2000Lossless, stream))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_huge_png, _huge_jpeg, _huge_tiff, _huge_bmp, _huge_webp, _huge_dicom, _huge_deflated_dicom, _huge_jpeg_dicom,
+     _huge_j2k_dicom],
+)  # fmt: skip
+@pytest.mark.parametrize("frame", [None, "middle"])
+def test_every_decoder_refuses_what_is_too_large_in_little_memory(tmp_path, make, frame):
+    make(tmp_path / "a")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"{HUGE} × {HUGE}"):
+            read_image(tmp_path / "a", channels=1, frame=frame)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("side", [20_000, 100_000])
-def test_a_bomb_is_refused(tmp_path, side):
+def test_a_bomb_is_not_called_damaged(tmp_path, side):
     (tmp_path / "a.png").write_bytes(_png_header(side, side))
-    assert "pixels" in _refusal(tmp_path / "a.png")
+    found = _refusal(tmp_path / "a.png")
+    assert found == f"has {side} × {side} pixels, more than the 150,000,000 that are allowed"
 
 
-def test_a_bomb_is_not_called_damaged(tmp_path):
-    (tmp_path / "a.png").write_bytes(_png_header(20_000, 20_000))
-    assert _refusal(tmp_path / "a.png") == "has more than the 150,000,000 pixels that are allowed"
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+def test_the_own_limit_goes_before_that_of_pillow(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = _saved(tmp_path / f"a.{suffix}", _smooth())
+    assert read_image(path, channels=3, max_pixels=48 * 40).shape == (48, 40, 3)
+    assert "more than the 1,919 that are allowed" in _refusal(path, max_pixels=48 * 40 - 1)
+    assert Image.MAX_IMAGE_PIXELS == 100  # also for whoever else uses Pillow
 
 
 def test_the_first_of_a_cameras_pictures_is_the_picture(tmp_path):
@@ -387,6 +577,16 @@ def test_images_are_found_by_suffix_or_as_dicom_without_one(tmp_path):
         (tmp_path / name).write_bytes(b"no image, or hidden")
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
     assert found == ["1.2.840.113619", "a.JPG", "b/plain", "b/x.tiff", "b/y.webp", "c.png", "q.bmp", "z.dicom"]
+
+
+def test_linked_folders_are_entered_once_also_where_links_lead_back(tmp_path):
+    (tmp_path / "archive" / "deep").mkdir(parents=True)
+    (tmp_path / "archive" / "deep" / "1.png").write_bytes(b"")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "archive")
+    (tmp_path / "archive" / "back").symlink_to(tmp_path / "data")
+    (tmp_path / "archive" / "self").symlink_to(tmp_path / "archive")
+    assert find_images(tmp_path / "data") == [tmp_path / "data" / "linked" / "deep" / "1.png"]
 
 
 def test_a_folder_without_images_gives_none(tmp_path):
@@ -469,3 +669,21 @@ def test_dicom_is_found_whatever_its_suffix(tmp_path):
         (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM")
     (tmp_path / "notes.txt").write_text("no image at all, only some text")
     assert [path.name for path in find_images(tmp_path)] == ["1.2.3.IMA", "slice.ima", "x.v2"]
+
+
+def test_linked_folders_are_looked_into_and_links_that_lead_back_are_not(tmp_path):
+    for name in ("elsewhere", "images/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.png").write_bytes(b"the content is not looked at")
+    (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "deep" / "back").symlink_to(tmp_path / "images")
+    found = [path.relative_to(tmp_path / "images").as_posix() for path in find_images(tmp_path / "images")]
+    assert found == ["deep/a.png", "linked/a.png"]
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: is not a file that holds an image"):
+        read_image(tmp_path / "a.png", channels=1)
+    os.mkfifo(tmp_path / "without_suffix")
+    assert find_images(tmp_path) == [tmp_path / "a.png"]
