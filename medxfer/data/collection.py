@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from medxfer.config import DataConfig
-from medxfer.data.manifest import Manifest, read_manifest
+from medxfer.data.decoding import Settings
+from medxfer.data.duplicates import Duplicates, find_duplicates
+from medxfer.data.manifest import Manifest, joined, read_manifest
 from medxfer.data.splits import check_split, split_by_fold, split_by_group
 from medxfer.data.store import PixelStore, build_store
 from medxfer.errors import DataError
@@ -25,12 +27,14 @@ class Collection:
         pictures: uint8 (S, S, C) per row.
         splits: train, val or test per row.
         skipped: path and reason of each unreadable image that was left out.
+        duplicates: images that occur more than once; a split that is made here keeps them together.
     """
 
     manifest: Manifest
     pictures: PixelStore
     splits: np.ndarray
     skipped: list[tuple[str, str]]
+    duplicates: Duplicates
 
 
 def build_collection(config: DataConfig, *, store_folder: Path, seed: int, workers: int) -> Collection:
@@ -51,29 +55,43 @@ def build_collection(config: DataConfig, *, store_folder: Path, seed: int, worke
         path_column=config.path_column,
         label_columns=config.label_columns,
         patient_column=config.patient_column,
+        group_columns=config.group_columns,
         split_column=config.split_column,
         task=config.task,
         class_names=config.class_names,
+        allow_outside_root=config.allow_outside_root,
+    )
+    settings = Settings(
+        CHANNELS[config.modality], config.image_size_px, config.fit, max_pixels=config.max_pixels, frame=config.frame
     )
     manifest, pictures, skipped = decode(
         manifest,
         folder=store_folder,
-        channels=CHANNELS[config.modality],
-        size_px=config.image_size_px,
-        fit=config.fit,
+        settings=settings,
         on_unreadable=config.on_unreadable,
         workers=workers,
     )
-    return Collection(manifest, pictures, _split(config, manifest, seed), skipped)
+    near = config.near_duplicates != "off"
+    duplicates = find_duplicates(pictures, near=near, folder=store_folder, workers=workers)
+    # Where copies are only warned of, they may be no copies: then they do not decide the split either.
+    together = duplicates.sets() if config.near_duplicates == "error" else duplicates.identical
+    try:
+        splits = _split(config, manifest, joined(manifest.groups(), together), seed)
+    except DataError as error:
+        if not duplicates.similar or config.near_duplicates != "error":
+            raise
+        raise DataError(
+            f"{error}\n{len(duplicates.similar)} pairs of nearly identical images are kept together, which leaves "
+            "fewer groups to split: if they are no copies, --data.near_duplicates warn"
+        ) from error
+    return Collection(manifest, pictures, splits, skipped, duplicates)
 
 
 def decode(
     manifest: Manifest,
     *,
     folder: Path,
-    channels: int,
-    size_px: int,
-    fit: str,
+    settings: Settings,
     on_unreadable: str,
     workers: int,
 ) -> tuple[Manifest, PixelStore, list[tuple[str, str]]]:
@@ -85,12 +103,9 @@ def decode(
     pictures, unreadable = build_store(
         manifest.files,
         folder=folder,
-        channels=channels,
-        size_px=size_px,
-        fit=fit,
+        settings=settings,
         on_unreadable=on_unreadable,
-        num_workers=workers,
-        progress=True,
+        workers=workers,
     )
     skipped = [(manifest.paths[row], reason) for row, reason in unreadable]
     if skipped:
@@ -102,21 +117,21 @@ def _others(size: int, rows: Sequence[int]) -> np.ndarray:
     return np.setdiff1d(np.arange(size), np.asarray(rows, dtype=int))
 
 
-def _split(config: DataConfig, manifest: Manifest, seed: int) -> np.ndarray:
+def _split(config: DataConfig, manifest: Manifest, groups: np.ndarray, seed: int) -> np.ndarray:
     if manifest.splits is not None and config.folds:
         raise DataError(
             f"data.folds is {config.folds}, but the source gives the splits itself: set data.folds to 0, or have "
             "medxfer split by patient: --data.split_column none"
         )
     if manifest.splits is not None:
-        check_split(manifest.splits, manifest.targets, manifest.groups(), class_names=manifest.class_names)
+        check_split(manifest.splits, manifest.targets, class_names=manifest.class_names)
         return manifest.splits
     shared = {"seed": seed, "class_names": manifest.class_names}
     if config.folds:
-        return split_by_fold(manifest.targets, manifest.groups(), folds=config.folds, fold=config.fold, **shared)
+        return split_by_fold(manifest.targets, groups, folds=config.folds, fold=config.fold, **shared)
     return split_by_group(
         manifest.targets,
-        manifest.groups(),
+        groups,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         **shared,

@@ -4,11 +4,13 @@ import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from medxfer.data.tables import SPLIT_NAMES, read_csv, read_folder
 from medxfer.errors import DataError, listed
@@ -35,6 +37,8 @@ class Manifest:
         task: binary, multiclass or multilabel.
         patients: (N,) texts, or None.
         splits: (N,) train, val or test as given, or None.
+        more_groups: column → (N,) texts of what else belongs together; an empty text is unknown.
+        metadata: (N, …) texts of all other columns.
     """
 
     paths: tuple[str, ...]
@@ -44,6 +48,8 @@ class Manifest:
     task: str
     patients: np.ndarray | None
     splits: np.ndarray | None
+    more_groups: dict[str, np.ndarray] = field(default_factory=dict)
+    metadata: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,8 +60,10 @@ class Manifest:
         return len(self.class_names)
 
     def groups(self) -> np.ndarray:
-        """Return what belongs together: patients, or each image by itself, (N,)."""
-        return self.patients if self.patients is not None else np.asarray(self.paths)
+        """Return what belongs together by patient and by every other column of groups, (N,)."""
+        groups = self.patients if self.patients is not None else np.asarray(self.paths)
+        sets = [rows for values in self.more_groups.values() for rows in sets_of(values) if values[rows[0]]]
+        return joined(groups, sets)
 
     def subset(self, rows: np.ndarray) -> "Manifest":
         """Return some of the rows."""
@@ -66,6 +74,8 @@ class Manifest:
             targets=self.targets[rows],
             patients=self.patients[rows] if self.patients is not None else None,
             splits=self.splits[rows] if self.splits is not None else None,
+            more_groups={column: values[rows] for column, values in self.more_groups.items()},
+            metadata=self.metadata.iloc[rows].reset_index(drop=True) if len(self.metadata) else self.metadata,
         )
 
     def label_text(self, row: int) -> str:
@@ -92,6 +102,7 @@ def read_manifest(
     label_columns: Sequence[str] = ("label",),
     patient_column: str | None = None,
     usual_patient_column: str = "patient_id",
+    group_columns: Sequence[str] = (),
     split_column: str | None = None,
     task: str = "auto",
     class_names: Sequence[str] | None = None,
@@ -108,6 +119,7 @@ def read_manifest(
         label_columns: one column of class names, or several of 1, 0 and blank.
         patient_column: None: the usual one, if there is one.
         usual_patient_column: used where it exists and no other is named.
+        group_columns: more columns whose images belong together.
         split_column: None: `split` if there is one; `none`: a split in the source is ignored.
         task: auto, binary, multiclass or multilabel.
         class_names: their order; None: sorted.
@@ -129,14 +141,16 @@ def read_manifest(
     split_column = split_column or ("split" if "split" in table else None)
     if not for_training or split_column == NO_SPLIT:
         split_column = None
-    named = [path_column, *label_columns, *(c for c in (patient_column, split_column) if c)]
+    named = [path_column, *label_columns, *group_columns, *(c for c in (patient_column, split_column) if c)]
     if reader.columns_exist(named):
         paths, files = reader.paths(path_column)
         targets, names, found_task = reader.labels(list(label_columns), task, class_names)
         patients = reader.patients(patient_column)
-        splits = reader.splits(split_column, patients, targets, names, found_task)
+        splits = reader.splits(split_column, targets, names)
+        more_groups = {column: reader.groups(column) for column in group_columns}
         reader.finish()
-        return Manifest(paths, files, targets, names, found_task, patients, splits)
+        metadata = table.drop(columns=[column for column in table if column in {*named, "split"}])
+        return Manifest(paths, files, targets, names, found_task, patients, splits, more_groups, metadata)
     reader.finish()
     raise AssertionError("a missing column is a fault")
 
@@ -197,7 +211,8 @@ class _Reader:
                 self.faults.append(f"{self.places[row]}: {path} is the same image as {self.places[seen[file]]}")
             seen.setdefault(file, row)
             files.append(file)
-        self._count("images leave the image folder, which is not allowed", outside)
+        allow = "which needs data.allow_outside_root"
+        self._count(f"images leave the image folder {self.root} by .., a link or an absolute path, {allow}", outside)
         hint = "; paths need / instead of \\" if any("\\" in place for place in missing) else ""
         self._count(f"images do not exist below {self.root} (see data.image_root{hint})", missing)
         return paths, tuple(files)
@@ -283,14 +298,10 @@ class _Reader:
         self._count(f"rows have no {column}", unknown)
         return self.table[column].to_numpy(dtype=str)
 
-    def splits(
-        self,
-        column: str | None,
-        patients: np.ndarray | None,
-        targets: np.ndarray,
-        names: tuple[str, ...],
-        task: str,
-    ) -> np.ndarray | None:
+    def groups(self, column: str) -> np.ndarray:
+        return np.array(["" if value.lower() in MISSING else value for value in self.table[column]])
+
+    def splits(self, column: str | None, targets: np.ndarray, names: tuple[str, ...]) -> np.ndarray | None:
         if column is None:
             return None
         values = [SPLIT_NAMES.get(value.lower()) for value in self.table[column]]
@@ -300,28 +311,55 @@ class _Reader:
         self._count(f"rows must hold train, val or test in {column}", wrong)
         splits = np.array([value or "" for value in values])
         if not wrong:
-            self.faults.extend(split_faults(splits, targets, patients, names))
+            self.faults.extend(split_faults(splits, targets, names))
         return splits
 
 
-def split_faults(
-    splits: np.ndarray, targets: np.ndarray, patients: np.ndarray | None, class_names: Sequence[str]
-) -> Iterator[str]:
-    """Yield what is wrong with a given split: a patient on two sides, or a class that a split lacks.
+def sets_of(values: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of each value that occurs more than once, in order of their first rows.
+
+    >>> [rows.tolist() for rows in sets_of(np.array([7, 1, 7, 2, 1]))]
+    [[0, 2], [1, 4]]
+    """
+    _, members = np.unique(values, return_inverse=True)
+    order = np.argsort(members, kind="stable")
+    ends = np.cumsum(np.bincount(members))[:-1]
+    return sorted((rows for rows in np.split(order, ends) if len(rows) > 1), key=lambda rows: int(rows[0]))
+
+
+def joined(groups: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:
+    """Join groups that share a set of rows, and whatever hangs together through them.
+
+    Args:
+        groups: (N,), rows with equal values belong together.
+        sets: rows that belong together besides.
+
+    Returns:
+        (N,): each row's group, or the first one that it was joined with.
+
+    >>> joined(np.array(["a", "b", "c", "d"]), [np.array([1, 3])]).tolist()
+    ['a', 'b', 'c', 'b']
+    """
+    _, first, members = np.unique(groups, return_index=True, return_inverse=True)
+    starts = np.concatenate([np.full(max(0, len(rows) - 1), rows[0]) for rows in sets] or [np.zeros(0, dtype=int)])
+    ends = np.concatenate([rows[1:] for rows in sets] or [np.zeros(0, dtype=int)])
+    if not len(starts):
+        return groups
+    edges = coo_array((np.ones(len(starts)), (members[starts], members[ends])), shape=(len(first), len(first)))
+    _, parts = connected_components(edges, directed=False)
+    leader = np.full(parts.max() + 1, len(groups))
+    np.minimum.at(leader, parts, first)
+    return groups[leader[parts[members]]]
+
+
+def split_faults(splits: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> Iterator[str]:
+    """Yield which classes a split lacks; leaks between splits are the audit's.
 
     Args:
         splits: (N,) train, val or test.
         targets: (N,) or (N, K).
-        patients: (N,) or None.
         class_names: names of the classes.
     """
-    if patients is not None:
-        pairs = pd.DataFrame({"patient": patients, "split": splits}).drop_duplicates()
-        twice = pairs[pairs.duplicated("patient", keep=False)].groupby("patient")["split"].agg(", ".join)
-        if len(twice):
-            shown = "; ".join(f"{patient} in {where}" for patient, where in list(twice.items())[:3])
-            more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
-            yield f"{len(twice)} patients are in more than one split: {shown}{more}"
     for split in ("train", "val", "test"):
         chosen = targets[splits == split]
         if not len(chosen):

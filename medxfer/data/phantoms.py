@@ -8,7 +8,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from medxfer.data.dicom import write_dicom
+from medxfer.data.dicom_files import write_dicom
+
+ANATOMY = 0.14
+"""How much structure of its own a picture has; without it, films of all patients would be copies of one another."""
 
 Painter = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -36,12 +39,13 @@ def write_xray_phantoms(
     for patient in range(patients):
         rng = np.random.default_rng((seed, patient))
         habit = rng.uniform(0.0, 1.0, size=6)
+        anatomy = _texture(np.random.default_rng((seed, patient, 1)))
         ill = patient % 2 == 1
         both = rng.random() < 0.33
         count = int(rng.integers(1, max_images_per_patient + 1))
         for number in range(count):
             opacity = ill != (both and number == count - 1 and count > 1)
-            film = _chest(rng, habit, size_px, opacity=opacity)
+            film = _chest(rng, habit, anatomy, size_px, opacity=opacity)
             name = _write_film(folder / "images", f"p{patient:04d}_{number}", film, patient, rng)
             rows.append(
                 [f"images/{name}", "opacity" if opacity else "clear", f"P{patient:04d}", int(20 + 60 * habit[0]),
@@ -119,22 +123,36 @@ def _ellipse(y: np.ndarray, x: np.ndarray, cy: float, cx: float, ry: float, rx: 
     return 1 / (1 + np.exp((distance - 1) / soft))
 
 
-def _chest(rng: np.random.Generator, habit: np.ndarray, size_px: int, *, opacity: bool) -> np.ndarray:
+def _texture(rng: np.random.Generator) -> np.ndarray:
+    """Return structure of all sizes that no other picture has, float32 (96, 96), mean 0 and standard deviation 1."""
+    texture = np.zeros((96, 96), dtype=np.float32)
+    for cells in (5, 10, 20, 40):
+        layer = rng.normal(size=(cells, cells)).astype(np.float32)
+        texture += cv2.resize(layer, texture.shape, interpolation=cv2.INTER_CUBIC) * (5 / cells) ** 0.5
+    return (texture - texture.mean()) / texture.std()
+
+
+def _chest(
+    rng: np.random.Generator, habit: np.ndarray, anatomy: np.ndarray, size_px: int, *, opacity: bool
+) -> np.ndarray:
     """Paint a film, float32 (H, W) on 0..1: bright is dense."""
     height, width = (int(size_px * rng.uniform(0.85, 1.15)) for _ in range(2))
     y, x = _grid(height, width)
     y, x = y + rng.uniform(-0.03, 0.03), x + rng.uniform(-0.03, 0.03)
+    tilt = rng.normal(0, 0.04) + 0.1 * (habit[1] - 0.5)
+    y, x = y + tilt * x, x - tilt * y
     film = 0.62 * _ellipse(y, x, 0.1, 0.0, 0.62, 0.44 + 0.06 * habit[2], 0.05)
     lungs = np.zeros_like(film)
     sides = []
-    for side in (-1, 1):
-        cx, ry, rx = side * (0.2 + 0.02 * habit[3]), 0.3 + 0.05 * habit[4], 0.13 + 0.03 * habit[2]
-        lungs = np.maximum(lungs, _ellipse(y, x, -0.03, cx, ry, rx, 0.06))
+    for side, own in ((-1, habit[4]), (1, habit[5])):
+        cx, ry, rx = side * (0.18 + 0.05 * habit[3]), 0.24 + 0.13 * own, 0.11 + 0.06 * habit[2]
+        lungs = np.maximum(lungs, _ellipse(y, x, -0.06 + 0.08 * own, cx, ry, rx, 0.06))
         sides.append((cx, ry, rx))
-    film -= 0.4 * lungs
+    own = cv2.resize(0.4 * anatomy + 0.9 * _texture(rng), (width, height), interpolation=cv2.INTER_CUBIC)
+    film = film * (1 + ANATOMY * own) - 0.4 * lungs
     film += 0.16 * np.exp(-((x / 0.05) ** 2))
-    film += 0.22 * _ellipse(y, x, 0.12, 0.07, 0.14, 0.13 + 0.03 * habit[5], 0.12)
-    ribs = np.cos((y + 0.5 * x**2) * (70 + 10 * habit[3])) * lungs
+    film += 0.22 * _ellipse(y, x, 0.12, 0.07, 0.14, 0.11 + 0.08 * habit[5], 0.12)
+    ribs = np.cos((y + (0.2 + 0.8 * habit[0]) * x**2) * (55 + 40 * habit[3]) + 6.3 * habit[2]) * lungs
     film += 0.035 * np.clip(ribs, 0, 1)
     if opacity:
         film += _patches(rng, y, x, sides) * lungs
@@ -177,6 +195,7 @@ def _lesion(rng: np.random.Generator, size_px: int, *, malignant: bool) -> np.nd
     height, width = int(size_px * rng.uniform(0.75, 0.9)), int(size_px * rng.uniform(1.0, 1.2))
     y, x = _grid(height, width)
     skin = np.array([0.85, 0.68, 0.58]) * rng.uniform(0.85, 1.1)
+    texture = cv2.resize(_texture(rng), (width, height), interpolation=cv2.INTER_CUBIC)[..., np.newaxis]
     angle, radius = np.arctan2(y, x), np.hypot(y, x)
     edge = rng.uniform(0.16, 0.3)
     if malignant:
@@ -190,7 +209,7 @@ def _lesion(rng: np.random.Generator, size_px: int, *, malignant: bool) -> np.nd
             blot = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 0.01)[..., np.newaxis]
             colour = (1 - blot) * colour + blot * np.array(other)
     mask = inside[..., np.newaxis]
-    return (1 - mask) * skin + mask * colour
+    return ((1 - mask) * skin + mask * colour) * (1 + ANATOMY * texture)
 
 
 def _blobs(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -114,34 +114,47 @@ def split_by_fold(
     splits = np.full(len(groups), "train", dtype="<U5")
     splits[fold_of == fold] = "test"
     splits[fold_of == (fold + 1) % folds] = "val"
-    check_split(splits, targets, groups, class_names=class_names)
+    check_split(splits, targets, class_names=class_names)
     return splits
 
 
-def check_split(splits: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, class_names: Sequence[str]) -> None:
-    """Raise a DataError with everything that is wrong with a split."""
-    faults = list(split_faults(splits, targets, groups, class_names))
+def check_split(splits: np.ndarray, targets: np.ndarray, *, class_names: Sequence[str]) -> None:
+    """Raise a DataError with every class that a split lacks."""
+    faults = list(split_faults(splits, targets, class_names))
     if faults:
         raise DataError(listed("the split cannot be used:", faults))
 
 
-def split_table(
-    splits: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, class_names: Sequence[str], has_patients: bool
-) -> str:
-    """Write images, patients and images per class of each split, with the fractions that were reached."""
-    width = max(12, *(len(name) + 2 for name in class_names))
-    unit = f"{'patients':>10}" if has_patients else ""
-    lines = [f"{'split':<7}{'images':>8}{'share':>8}{unit}" + "".join(f"{name:>{width}}" for name in class_names)]
+def split_rows(
+    splits: np.ndarray, targets: np.ndarray, patients: np.ndarray | None, *, class_names: Sequence[str]
+) -> list[list[str]]:
+    """Count images, patients if they are known, and images per class of each split.
+
+    Returns:
+        A header and one row per split, of texts.
+    """
+    rows = [["split", "images", "share", *(["patients"] if patients is not None else []), *class_names]]
     for split in SPLITS:
         chosen = splits == split
         if targets.ndim == 2:
             per_class = (targets[chosen] == 1).sum(axis=0)
         else:
             per_class = np.bincount(targets[chosen], minlength=len(class_names))
-        patients = f"{len(np.unique(groups[chosen])):>10}" if has_patients else ""
-        cells = "".join(f"{count:>{width}}" for count in per_class)
-        lines.append(f"{split:<7}{chosen.sum():>8}{chosen.mean():>8.1%}{patients}{cells}")
-    return "\n".join(lines)
+        known = [str(len(np.unique(patients[chosen])))] if patients is not None else []
+        rows.append([split, str(chosen.sum()), f"{chosen.mean():.1%}", *known, *map(str, per_class)])
+    return rows
+
+
+def split_table(
+    splits: np.ndarray, targets: np.ndarray, patients: np.ndarray | None, *, class_names: Sequence[str]
+) -> str:
+    """Write what `split_rows` counts as lines of text."""
+    rows = split_rows(splits, targets, patients, class_names=class_names)
+    widths = [7, *(max(8, *(len(row[k]) + 2 for row in rows)) for k in range(1, len(rows[0])))]
+    return "\n".join(
+        row[0].ljust(widths[0]) + "".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
 
 
 def _class_counts(targets: np.ndarray, members: np.ndarray, num_classes: int) -> np.ndarray:

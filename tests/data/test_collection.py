@@ -9,24 +9,26 @@ import pytest
 
 from medxfer.config import DataConfig
 from medxfer.data.collection import CHANNELS, Collection, build_collection, decode
+from medxfer.data.decoding import Settings
 from medxfer.data.fitting import fit_image
 from medxfer.data.manifest import read_manifest
 from medxfer.data.phantoms import write_xray_phantoms
 from medxfer.data.reading import read_image
 from medxfer.data.splits import check_split, split_by_fold, split_by_group
 from medxfer.errors import DataError
+from tests.conftest import SIZE_PX
 
 
 def _build(source: Path, folder: Path, *, seed: int = 0, **settings: object) -> Collection:
-    config = DataConfig(source=str(source), **{"image_size_px": 48, **settings})
-    return build_collection(config, store_folder=folder / "store", seed=seed, workers=0)
+    config = DataConfig(source=str(source), **{"image_size_px": SIZE_PX, **settings})
+    return build_collection(config, store_folder=folder / "store", seed=seed, workers=1)
 
 
 def _assert_aligned(found: Collection, *, channels: int, fit: str = "pad") -> None:
     """Assert that row i of manifest, pictures and splits is the same image."""
     assert len(found.manifest) == len(found.pictures) == len(found.splits) == len(found.manifest.targets)
     for row in range(0, len(found.manifest), 5):
-        picture = fit_image(read_image(found.manifest.files[row], channels=channels), size_px=48, fit=fit)
+        picture = fit_image(read_image(found.manifest.files[row], channels=channels), size_px=SIZE_PX, fit=fit)
         np.testing.assert_array_equal(found.pictures[row], picture)
 
 
@@ -39,13 +41,13 @@ def test_x_rays_of_a_table(xrays, tmp_path):
     assert [found.manifest.label_text(i) for i in range(len(rows))] == [row["label"] for row in rows]
     assert found.manifest.groups().tolist() == [row["patient_id"] for row in rows]
     assert found.skipped == []
-    check_split(found.splits, found.manifest.targets, found.manifest.groups(), class_names=("clear", "opacity"))
+    check_split(found.splits, found.manifest.targets, class_names=("clear", "opacity"))
 
 
 def test_lesions_have_three_channels_and_their_own_column_of_groups(lesions, tmp_path):
     found = _build(lesions, tmp_path, modality="dermoscopy", patient_column="lesion_id", fit="crop")
     _assert_aligned(found, channels=3, fit="crop")
-    assert found.pictures[0].shape == (48, 48, CHANNELS["dermoscopy"])
+    assert found.pictures[0].shape == (SIZE_PX, SIZE_PX, CHANNELS["dermoscopy"])
     assert found.manifest.groups()[0].startswith("L")
 
 
@@ -104,7 +106,7 @@ def spoilt(xrays: Path, tmp_path: Path) -> Path:
 
 
 def _settings(xrays: Path) -> dict[str, object]:
-    return {"folder": xrays.parent, "channels": 1, "size_px": 48, "fit": "pad", "workers": 0}
+    return {"folder": xrays.parent, "settings": Settings(1, SIZE_PX, "pad"), "workers": 1}
 
 
 def test_unreadable_images_are_an_error_that_lists_them(spoilt, xrays, tmp_path):
@@ -129,7 +131,7 @@ def test_unreadable_images_are_left_out_of_every_part_when_asked(spoilt, xrays, 
     assert found.groups().tolist() == manifest.groups()[kept].tolist()
     assert len(pictures) == 27
     for row in (0, 6, 26):
-        expected = fit_image(read_image(found.files[row], channels=1), size_px=48, fit="pad")
+        expected = fit_image(read_image(found.files[row], channels=1), size_px=SIZE_PX, fit="pad")
         np.testing.assert_array_equal(pictures[row], expected)
 
 
@@ -168,8 +170,8 @@ def test_folds_and_a_given_split_exclude_each_other(tmp_path):
     rows = table.read_text().splitlines()
     parts = ["split", *(("train", "val", "test")[int(row.split(",")[2][1:]) // 2 % 3] for row in rows[1:])]
     table.write_text("\n".join(f"{row},{part}" for row, part in zip(rows, parts, strict=True)))
-    settings = {"store_folder": tmp_path / "store", "seed": 0, "workers": 0}
-    config = DataConfig(source=str(table), image_size_px=32, folds=3)
+    settings = {"store_folder": tmp_path / "store", "seed": 0, "workers": 1}
+    config = DataConfig(source=str(table), image_size_px=SIZE_PX, folds=3)
     with pytest.raises(DataError, match="the source gives the splits itself"):
         build_collection(config, **settings)
     assert build_collection(replace(config, split_column="none"), **settings).manifest.splits is None

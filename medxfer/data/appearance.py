@@ -1,0 +1,55 @@
+"""What can be told of a picture without knowing what it shows: its size, its greys, its border, its file."""
+
+from pathlib import PurePath
+
+import numpy as np
+import pandas as pd
+
+from medxfer.data.manifest import Manifest
+from medxfer.data.store import PixelStore
+
+FLAT = 2.0
+"""Standard deviation, of 0..255, below which a row of pixels is of one colour."""
+
+
+def appearance(manifest: Manifest, pictures: PixelStore) -> pd.DataFrame:
+    """Describe every picture.
+
+    Returns:
+        One row per image: `width` and `height` in pixels and `aspect ratio` of the original; `mean grey` and `contrast`
+        (standard deviation) on 0..255 and `border` (share of the area in margins of one colour) of what is not padding;
+        and as texts `file format`, `colour mode`, `modality` and `view` (of DICOM), and `source folder`.
+    """
+    facts = pictures.facts
+    looks = [_look(pictures.content(row)) for row in range(len(pictures))]
+    columns = {
+        "width": [fact.width for fact in facts],
+        "height": [fact.height for fact in facts],
+        "aspect ratio": [fact.width / fact.height for fact in facts],
+        "mean grey": [mean for mean, _, _ in looks],
+        "contrast": [contrast for _, contrast, _ in looks],
+        "border": [border for _, _, border in looks],
+        "file format": [fact.format for fact in facts],
+        "colour mode": [fact.mode for fact in facts],
+        "modality": [fact.modality for fact in facts],
+        "view": [fact.view for fact in facts],
+        "source folder": [str(PurePath(path).parent) for path in manifest.paths],
+    }
+    return pd.DataFrame(columns)
+
+
+def _look(content: np.ndarray) -> tuple[float, float, float]:
+    grey = content.mean(axis=2, dtype=np.float32)
+    height, width = grey.shape
+    top, bottom = _border(grey), _border(grey[::-1])
+    inner = grey[top : height - bottom]
+    left, right = (_border(inner.T), _border(inner.T[::-1])) if len(inner) else (0, 0)
+    inside = max(0, height - top - bottom) * max(0, width - left - right)
+    return float(grey.mean()), float(grey.std()), 1 - inside / (height * width)
+
+
+def _border(grey: np.ndarray) -> int:
+    """Return how many of the first lines are of one and the same colour."""
+    means = grey.mean(axis=1)
+    other = (grey.std(axis=1) >= FLAT) | (np.abs(means - means[0]) >= FLAT)
+    return int(other.argmax()) if other.any() else len(grey)
