@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 VERBS = {
+    "check": "audit a table of labelled images, or make one of a folder of DICOM files",
     "train": "fine-tune a network on a table of labelled images",
     "evaluate": "test a finished run on images it has never seen",
     "predict": "apply a finished run to images",

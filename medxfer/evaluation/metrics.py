@@ -206,6 +206,20 @@ def _one_class(
     return {name: np.where(defined[name], value, np.nan) for name, value in values.items()}
 
 
+def weighted_auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the AUROC alone for many weightings, (R,); NaN where one lacks positives or negatives.
+
+    Args:
+        scores: (N,), any numbers.
+        truth: (N,) of 1 and 0.
+        weights: (R, N), not negative.
+    """
+    if not len(scores):
+        return np.full(len(weights), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _ranking(scores, truth, weights)["auroc"]
+
+
 def _ranking(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """AUROC by trapezoids and average precision by steps, over distinct scores in falling order, (R,) each."""
     order = np.argsort(-scores, kind="stable")
