@@ -1,12 +1,13 @@
 # make demo    everything from nothing: environment, synthetic images, source task, transfer, results
 # make test    everything from nothing: environment, then the tests
 # make check   formatting, lint, types, import rules
+# make fuzz    10,000 damaged image files: a picture or a typed error for each, within a second
 # make format  rewrite the code as `make check` wants it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format
+.PHONY: install demo test check fuzz format
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -30,6 +31,9 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+fuzz: install
+	$(BIN)/python benchmarks/fuzz.py --files 10000
 
 format: install
 	$(BIN)/ruff format .

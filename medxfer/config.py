@@ -28,6 +28,8 @@ class DataConfig:
     """One column of class names, or several of 1, 0 and blank (multilabel; blank is unknown)."""
     patient_column: str | None = None
     """Column that says which images belong together; null: patient_id if there is one."""
+    group_columns: list[str] = field(default_factory=list)
+    """More columns whose images belong together, such as the lesion's."""
     split_column: str | None = None
     """Column of train, val and test; null: split if there is one, else the split is made; none: it is made."""
     task: Literal["auto", "binary", "multiclass", "multilabel"] = "auto"
@@ -40,6 +42,12 @@ class DataConfig:
     """Side of the square pictures that the network sees."""
     fit: Literal["pad", "crop", "stretch"] = "pad"
     """How a picture becomes square; pad cuts nothing of the film away."""
+    frame: Literal["first", "middle"] | None = None
+    """Which picture of a file that holds several (multi-frame DICOM, TIFF pages); null: such files are refused."""
+    max_pixels: int = 150_000_000
+    """A larger picture is refused before it is decoded."""
+    allow_outside_root: bool = False
+    """Read images whose path, or the target of whose link, leaves the image folder."""
     val_fraction: float = 0.15
     """Share of the images for validation."""
     test_fraction: float = 0.15
@@ -50,6 +58,10 @@ class DataConfig:
     """Which fold is the test split (0 to folds - 1); the next one is validation."""
     on_unreadable: Literal["error", "skip"] = "error"
     """error: list unreadable images and stop; skip: list them and go on without them."""
+    near_duplicates: Literal["error", "warn", "off"] = "error"
+    """Images on two sides of a split that differ by size, compression, brightness, crop or flip; off: not sought."""
+    allow_leaks: bool = False
+    """Train although the audit found what makes the result false; the run says so."""
     augment: float = 1.0
     """Strength of augmentation; 0 is off, 1 the modality's usual ranges."""
     batch_size: int = 32
@@ -237,6 +249,10 @@ class EvaluateDataConfig:
     """Column that says which images belong together."""
     on_unreadable: Literal["error", "skip"] = "error"
     """error: list unreadable images and stop; skip: list them and go on without them."""
+    max_pixels: int = 150_000_000
+    """A larger picture is refused before it is decoded."""
+    allow_outside_root: bool = False
+    """Read images whose path, or the target of whose link, leaves the image folder."""
     batch_size: int = 64
     """Images per step."""
     num_workers: int | None = None
@@ -270,6 +286,8 @@ class PredictConfig:
     """Folder of the finished run."""
     output: str | None = None
     """The CSV to write."""
+    max_pixels: int = 150_000_000
+    """A larger picture is refused before it is decoded."""
     batch_size: int = 64
     """Images per step."""
     num_workers: int | None = None
@@ -278,6 +296,23 @@ class PredictConfig:
     """Kind of processor; auto: a GPU where there is one."""
     debug: bool = False
     """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Everything `medxfer.check` can be told; of a training's YAML file it reads what it shares with it."""
+
+    output: str | None = None
+    """Folder of the page; null: <output_dir>/audits/<name of the source>. With scan: the CSV to write."""
+    scan: str | None = None
+    """A folder of DICOM files to make a table of, instead of an audit."""
+    output_dir: str = "runs"
+    """Folder that holds the runs and their decoded images."""
+    seed: int = 0
+    """Seed of the split, as in the training."""
+    debug: bool = False
+    """Show tracebacks."""
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from medxfer.data.collection import decode
 from medxfer.data.datamodule import PictureDataModule, choose_workers, cores
 from medxfer.data.manifest import Manifest, read_manifest
 from medxfer.data.store import PixelStore
-from medxfer.errors import ConfigError, DataError, listed
+from medxfer.errors import CheckpointError, ConfigError, DataError, listed
 from medxfer.evaluation.evidence import results_table
 from medxfer.evaluation.predictions import write_predictions
 from medxfer.parsing import parse_config
@@ -57,9 +57,7 @@ def evaluate(config: EvaluateConfig) -> int:
     manifest, pictures, skipped = decode(
         manifest,
         folder=run.folder.path.parent / "pixels",
-        channels=run.description.channels,
-        size_px=run.description.image_size_px,
-        fit=run.description.fit,
+        settings=run.settings(config.data.max_pixels),
         on_unreadable=config.data.on_unreadable,
         workers=cores(),
     )
@@ -118,19 +116,24 @@ def log_evaluation(
 
 def read_labels(config: EvaluateConfig, run: FinishedRun) -> Manifest:
     """Read the table with the run's columns, unless others are named, and with the run's classes."""
-    stored = yaml.safe_load(run.folder.config.read_text(encoding="utf-8"))["data"]
+    try:
+        stored = yaml.safe_load(run.folder.config.read_text(encoding="utf-8"))["data"]
+        columns = {name: stored[name] for name in ("path_column", "label_columns", "patient_column")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{run.folder.config} is not the config of a run: {type(error).__name__}") from error
     data, description = config.data, run.description
     return read_manifest(
         Path(data.source or ""),
         image_root=Path(data.image_root) if data.image_root else None,
-        path_column=data.path_column or stored["path_column"],
-        label_columns=data.label_columns or stored["label_columns"],
+        path_column=data.path_column or columns["path_column"],
+        label_columns=data.label_columns or columns["label_columns"],
         patient_column=data.patient_column,
-        usual_patient_column=stored["patient_column"] or "patient_id",
+        usual_patient_column=columns["patient_column"] or "patient_id",
         split_column=None,
         task=description.task,
         class_names=list(description.class_names),
         for_training=False,
+        allow_outside_root=config.data.allow_outside_root,
     )
 
 
@@ -142,8 +145,11 @@ def refuse_known_images(folder: RunFolder, manifest: Manifest, pictures: PixelSt
     """
     known = pd.read_csv(folder.split, dtype=str)
     used = known[known["split"] != "test"]
-    digests = set(used["sha256"])
-    seen = [path for path, digest in zip(manifest.paths, pictures.file_digests(), strict=True) if digest in digests]
+    # By decoded pixels, so that a copy in another format is known too; runs of older versions noted files only.
+    by_pixels = "pixels" in used
+    digests = pictures.pixel_digests() if by_pixels else pictures.file_digests()
+    before = set(used["pixels" if by_pixels else "sha256"])
+    seen = [path for path, digest in zip(manifest.paths, digests, strict=True) if digest in before]
     if seen:
         used_for = "used to train this run or to choose its best epoch and threshold"
         title = f"{len(seen)} of {len(manifest)} images were {used_for}:"

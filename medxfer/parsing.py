@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -36,6 +36,7 @@ def parse_config(
     positional: str | None = None,
     metavar: str | None = None,
     check: Callable[[Config], Iterable[str]] = lambda _: (),
+    files_of: type | None = None,
 ) -> Config:
     """Read `--config FILE` (repeatable, later ones win) and dotted overrides into a config.
 
@@ -47,6 +48,7 @@ def parse_config(
         positional: the field that arguments without a name go to; a list field takes all of them.
         metavar: how the positional argument is called in `--help`.
         check: config → what cannot work in it; told together with everything else.
+        files_of: a larger config whose files are read too; what they hold besides is left aside.
 
     Raises:
         ConfigError: with every unknown name and wrong value, where it stands, and the nearest known name; and with what
@@ -60,10 +62,16 @@ def parse_config(
     tokens = _joined(argv, types)
     printing = [token for token in tokens if token.partition("=")[0] == "--print_config"]
     tokens = [token for token in tokens if token not in printing]
-    from_files, file_faults = _sorted_out(_file_settings(parser, tokens, types))
+    aside = {name for name, _ in _leaves(files_of)} - types.keys() if files_of else set()
+    from_files, file_faults = _sorted_out(_file_settings(parser, tokens, types, aside))
     from_line, line_faults = _sorted_out(_line_settings(parser, tokens, types, positional))
     faults = [*line_faults, *file_faults]
-    sound = [*from_files, *from_line] if faults else [*tokens, *printing]  # printing exits
+    if faults:
+        sound = [*from_files, *from_line]
+    elif aside:
+        sound = [*from_files, *from_line, *printing]
+    else:
+        sound = [*tokens, *printing]  # printing exits
     named = [token for token in sound if token.startswith("--")]
     loose = [token for token in sound if not token.startswith("--")]
     try:
@@ -272,7 +280,9 @@ def _line_settings(
             yield (token,), _type_fault(parser, name, where, arguments=[token])
 
 
-def _file_settings(parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any]) -> Iterator[Setting]:
+def _file_settings(
+    parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any], aside: Set[str]
+) -> Iterator[Setting]:
     for token in tokens:
         if not token.startswith("--config="):
             continue
@@ -282,7 +292,7 @@ def _file_settings(parser: ArgumentParser, tokens: Sequence[str], types: Mapping
         except OSError as error:
             yield (), f"the config file {path} cannot be read: {error.strerror}"
             continue
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # the last: keys that cannot be keys
             yield (), f"the config file {path} is not YAML that can be used: {' '.join(str(error).split())}"
             continue
         if not isinstance(tree, Mapping):
@@ -290,17 +300,37 @@ def _file_settings(parser: ArgumentParser, tokens: Sequence[str], types: Mapping
             continue
         sections = {name.rpartition(".")[0] for name in types} - {""}
         for name, value in flatten(tree).items():
+            if name in aside:
+                continue
             if name in sections:
                 yield (), f"{name} is a section and needs settings below it, got {value!r} (in {path})"
             elif name not in types:
                 yield (), _unknown(name, types, f"in {path}")
             elif _is_list_of_texts(types[name]) and isinstance(value, list) and {type(item) for item in value} - {str}:
                 yield (), f"{name} must hold texts, got {value}: write each of them in quotes (in {path})"
+            elif not _is_plain(value):
+                yield (), f"{name} must hold text, numbers, true or false, got {value}: write it in quotes (in {path})"
             elif value is None and type(None) not in get_args(types[name]):
                 yield (), f"{name} must have a value, got null (in {path})"
             else:
                 fault = _type_fault(parser, name, f"in {path}", tree=_nested(name, value))
-                yield (f"--{name}={json.dumps(value, ensure_ascii=False)}",), fault
+                yield (f"--{name}={_token_text(value)}",), fault
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is what JSON can hold too; YAML reads 2024-01-01 as a date."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
+
+
+def _token_text(value: Any) -> str:
+    """Write a value of a file as the command line would; a choice must not have quotes, other texts may need them."""
+    try:
+        plain = isinstance(value, str) and yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:

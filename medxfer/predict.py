@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from medxfer.config import PredictConfig
-from medxfer.data.datamodule import choose_workers, cores
-from medxfer.data.files import FileDataset, collate_files, expand_inputs
+from medxfer.data.datamodule import cores
+from medxfer.data.files import FileStream, collate_files, expand_inputs
 from medxfer.errors import ConfigError, listed
 from medxfer.parsing import parse_config
 from medxfer.results import FinishedRun, PredictionWriter
@@ -54,16 +54,9 @@ def predict(config: PredictConfig) -> int:
     run = FinishedRun.open(Path(config.run))
     files = expand_inputs([Path(name) for name in config.inputs])
     on_gpu = uses_gpu(config.accelerator)
-    description = run.description
-    dataset = FileDataset(files, channels=description.channels, size_px=description.image_size_px, fit=description.fit)
-    workers = config.num_workers if config.num_workers is not None else max(1, min(cores(), 8, len(files) // 8))
-    loader = DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        num_workers=choose_workers(workers, on_gpu=on_gpu),
-        collate_fn=collate_files,
-        pin_memory=on_gpu,
-    )
+    workers = config.num_workers if config.num_workers is not None else min(cores(), 8)
+    stream = FileStream(files, run.settings(config.max_pixels), workers=workers)
+    loader = DataLoader(stream, batch_size=config.batch_size, collate_fn=collate_files, pin_memory=on_gpu)
     with PredictionWriter(output, files=files, run=run) as writer:
         trainer = build_predictor(accelerator=config.accelerator, precision=run.record["precision"], callbacks=[writer])
         trainer.predict(run.task(), loader, return_predictions=False)

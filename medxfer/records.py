@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from medxfer.config import TrackingConfig, TrainConfig
+from medxfer.data.audit import FATAL, Audit
 from medxfer.data.collection import Collection
 from medxfer.data.splits import split_table
 from medxfer.errors import DataError
@@ -36,10 +37,17 @@ def write_start(
     tracked: MlflowRun,
     precision: str,
     weights_digest: str,
+    found: Audit,
 ) -> None:
-    """Write config.yaml, split.csv and run.json before anything is trained."""
+    """Write config.yaml, split.csv, audit.json and run.json before anything is trained."""
     write_text(folder.config, to_yaml(replace(config, resume=None, debug=False)))  # these are of one call
-    columns = {"path": data.manifest.paths, "split": data.splits, "sha256": data.pictures.file_digests()}
+    write_text(folder.audit, json.dumps(found.to_dict(data), indent=2, ensure_ascii=False) + "\n")
+    columns = {
+        "path": data.manifest.paths,
+        "split": data.splits,
+        "sha256": data.pictures.file_digests(),
+        "pixels": data.pictures.pixel_digests(),
+    }
     if data.manifest.patients is not None:
         columns["patient_id"] = data.manifest.patients
     write_text(folder.split, pd.DataFrame(columns).to_csv(index=False))
@@ -57,6 +65,10 @@ def write_start(
             **description.to_dict(),
             "data_digest": data_digest(data),
             "split_digest": split_digest(data),
+            "audit": {
+                "fatal": [finding.check for finding in found.fatal],
+                "warnings": [finding.check for finding in found.warnings],
+            },
             "versions": versions(),
             "hardware": hardware(),
             "git_commit": git_commit(),
@@ -105,7 +117,9 @@ def log_start(tracked: MlflowRun, folder: RunFolder, config: TrainConfig, data: 
         {
             **sizes,
             "images.skipped": len(data.skipped),
-            "patients": len(set(data.manifest.groups())) if data.manifest.patients is not None else "unknown",
+            "patients": len(set(data.manifest.patients)) if data.manifest.patients is not None else "unknown",
+            "audit.fatal": ", ".join(record["audit"]["fatal"]) or "none",
+            "audit.warnings": ", ".join(record["audit"]["warnings"]) or "none",
             "class_names": json.dumps(data.manifest.class_names),
             "task": data.manifest.task,
             "data_digest": record["data_digest"],
@@ -134,27 +148,26 @@ def print_start(
     net: TransferNet,
     description: Description,
     precision: str,
+    found: Audit,
     *,
     on_gpu: bool,
 ) -> None:
-    """Print images and patients per split and class, parameters, device and precision."""
+    """Print images and patients per split and class, what the audit found, parameters, device and precision."""
     manifest = data.manifest
     for path, reason in data.skipped:
         print(f"skipped, unreadable: {path}: {reason}", file=sys.stderr)
     positive = f"; positive: {manifest.class_names[-1]}" if manifest.task == "binary" else ""
     print(f"\ntask: {manifest.task}; classes: {', '.join(manifest.class_names)}{positive}")
-    has_patients = manifest.patients is not None
     print(
         split_table(
             data.splits,
             manifest.targets,
-            manifest.groups(),
+            manifest.patients,
             class_names=manifest.class_names,
-            has_patients=has_patients,
         )
     )
-    if not has_patients:
-        print("there is no patient column, so the same patient in two splits cannot be excluded")
+    for finding in found.findings:  # its cases name images, which belong in audit.json
+        print(f"{'LEAK, ALLOWED' if finding.severity == FATAL else 'warning'}: {finding.text}")
     frozen, trained = count_parameters(net)
     mean = ", ".join(f"{m:.4f}" for m in description.spec.input_mean)
     std = ", ".join(f"{s:.4f}" for s in description.spec.input_std)
@@ -200,8 +213,11 @@ def print_results(
     print(f"  python -m medxfer.predict --run {folder.path} IMAGE_OR_FOLDER --output predictions.csv")
     print(f"  python -m medxfer.evaluate --run {folder.path} --data.source OTHER.csv")
     uri = folder.read_record()["tracking_uri"]
-    server = uri.startswith(("http://", "https://"))
-    print(f"  open {shareable_uri(uri)} in a browser" if server else f"  mlflow ui --backend-store-uri {uri}")
+    if uri.startswith(("http://", "https://")):
+        print(f"  open {shareable_uri(uri)} in a browser")
+    else:
+        local = uri.startswith("sqlite:///") and "?" not in uri  # other addresses may hold a password
+        print(f"  mlflow ui --backend-store-uri {uri if local else shareable_uri(uri)}")
 
 
 def peak_memory_mb() -> float:

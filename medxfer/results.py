@@ -1,6 +1,7 @@
 """Network and pictures → predictions → the files of evidence; what train and evaluate share."""
 
 import csv
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,40 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from medxfer.config import DataConfig
+from medxfer.data.audit import Audit, audit
+from medxfer.data.collection import Collection
 from medxfer.data.datamodule import PictureDataModule
+from medxfer.data.decoding import Settings
 from medxfer.data.manifest import Manifest
 from medxfer.errors import ConfigError
 from medxfer.evaluation.evidence import summarise, write_metrics
+from medxfer.evaluation.intervals import auroc_with_interval
 from medxfer.evaluation.plots import contact_sheet, write_figures
 from medxfer.evaluation.predictions import Predictions
 from medxfer.models.loading import Description, load_network
 from medxfer.models.transfer import TransferNet
 from medxfer.run_folder import RunFolder
 from medxfer.training.task import TransferTask
+
+
+def audit_collection(config: DataConfig, data: Collection, *, folder: Path, seed: int) -> Audit:
+    """Look for everything that would make a result on these data false; see `medxfer.data.audit`.
+
+    Args:
+        config: the data section.
+        data: built from it.
+        folder: of the decoded pictures, where results that take long are kept too.
+        seed: of the models that predict the label from other columns.
+    """
+    return audit(
+        data,
+        folder=folder,
+        near_duplicates=config.near_duplicates,
+        unreadable=config.on_unreadable,
+        seed=seed,
+        auroc=functools.partial(auroc_with_interval, task=data.manifest.task, seed=seed),
+    )
 
 
 def predict_split(
@@ -132,6 +157,13 @@ class FinishedRun:
             raise ConfigError(f"the run {path} is not finished: python -m medxfer.train --resume {path}")
         net, description = load_network(folder.best)
         return cls(folder, record, net, description)
+
+    def settings(self, max_pixels: int) -> Settings:
+        """Return how its images are decoded."""
+        described = self.description
+        return Settings(
+            described.channels, described.image_size_px, described.fit, max_pixels=max_pixels, frame=described.frame
+        )
 
     def task(self) -> TransferTask:
         """Return the network as a task that can predict."""

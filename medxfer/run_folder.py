@@ -26,6 +26,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.record = path / "run.json"
         self.split = path / "split.csv"
+        self.audit = path / "audit.json"
         self.history = path / "history.csv"
         self.predictions = path / "predictions.csv"
         self.metrics = path / "metrics.json"
@@ -124,9 +125,12 @@ class RunFolder:
             CheckpointError: it cannot be read.
         """
         try:
-            return json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.record} cannot be read: {error}") from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{self.record} must hold one object, found {type(record).__name__}")
+        return record
 
     def update_record(self, values: Mapping[str, Any]) -> None:
         """Change some keys of `run.json`; the file is replaced at once."""

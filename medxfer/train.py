@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from medxfer.config import TrainConfig
+from medxfer.data.audit import refuse_fatal
 from medxfer.data.augment import build_augmentation
 from medxfer.data.collection import CHANNELS, Collection, build_collection
 from medxfer.data.datamodule import PictureDataModule, choose_workers, cores
@@ -35,7 +36,7 @@ from medxfer.records import (
     refuse_changed_data,
     write_start,
 )
-from medxfer.results import predict_split, write_contact_sheet, write_evidence
+from medxfer.results import audit_collection, predict_split, write_contact_sheet, write_evidence
 from medxfer.run_folder import RunFolder
 from medxfer.tracking.mlflow_run import MlflowRun, build_run
 from medxfer.training.callbacks.checkpointing import Checkpointing
@@ -75,19 +76,20 @@ def train(config: TrainConfig) -> int:
     on_gpu = uses_gpu(config.trainer.accelerator)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     place = RunPlace.of(config)
-    data = build_collection(
-        config.data, store_folder=Path(config.output_dir) / "pixels", seed=config.seed, workers=cores()
-    )
+    store = Path(config.output_dir) / "pixels"
+    data = build_collection(config.data, store_folder=store, seed=config.seed, workers=cores())
     if place.resumed:
         refuse_changed_data(place.record, data)
+    found = audit_collection(config.data, data, folder=store, seed=config.seed)
+    refuse_fatal(found, allow_leaks=config.data.allow_leaks, source=Path(str(config.data.source)).name)
     net, description, weights_digest = build_net(config, data, place)
     precision = place.record.get("precision") or resolve_precision(config.trainer.precision, on_gpu=on_gpu)
     tracked = place.enter(config)
     with place.folder.noting_the_end(), tracked.ending_as("FAILED", interrupted="KILLED"):
         started = time.monotonic()
-        write_start(place.folder, config, data, description, tracked, precision, weights_digest)
+        write_start(place.folder, config, data, description, tracked, precision, weights_digest, found)
         log_start(tracked, place.folder, config, data, resumed=place.resumed)
-        print_start(config, data, net, description, precision, on_gpu=on_gpu)
+        print_start(config, data, net, description, precision, found, on_gpu=on_gpu)
         feed = build_feed(config, data, on_gpu=on_gpu)
         write_contact_sheet(feed, data.manifest, place.folder.figures / "augmentation.png")
 
@@ -228,6 +230,7 @@ def build_net(config: TrainConfig, data: Collection, place: RunPlace) -> tuple[T
         channels=CHANNELS[config.data.modality],
         image_size_px=config.data.image_size_px,
         fit=config.data.fit,
+        frame=config.data.frame,
     )
     return net, description, source.digest
 

@@ -3,17 +3,46 @@
 import math
 from collections.abc import Iterator
 
-from medxfer.config import TrainConfig
+from medxfer.config import DataConfig, TrainConfig
 
 MIN_IMAGE_SIZE_PX = 75  # below this the unpadded convolutions of Inception V3 leave nothing
+MAX_PIXELS = 2**31  # where decoders' own sizes end
 MAX_NAME_BYTES = 200  # file systems take 255
+
+
+def data_faults(data: DataConfig) -> Iterator[str]:
+    """Yield what is wrong with the data section."""
+    if not data.source:
+        yield "data.source must name a CSV or a folder of class folders: add --data.source labels.csv"
+    yield from _outside("data.image_size_px", data.image_size_px, MIN_IMAGE_SIZE_PX, 2048)
+    yield from _outside("data.max_pixels", data.max_pixels, 1, MAX_PIXELS)
+    if data.folds:
+        yield from _outside("data.folds", data.folds, 3, math.inf)
+        if not 0 <= data.fold < data.folds:
+            yield f"data.fold must be from 0 to {data.folds - 1} (data.folds - 1), got {data.fold}"
+    elif data.fold:
+        yield f"data.fold is {data.fold} but data.folds is 0: set the number of folds too"
+    yield from _outside("data.val_fraction", data.val_fraction, 0.01, 0.9)
+    yield from _outside("data.test_fraction", data.test_fraction, 0.01, 0.9)
+    if data.val_fraction + data.test_fraction >= 0.95:
+        both = f"{data.val_fraction:g} + {data.test_fraction:g}"
+        yield f"data.val_fraction + data.test_fraction must leave images to train on, got {both}"
+    yield from _outside("data.augment", data.augment, 0, 3)
+    yield from feeding_faults(data.batch_size, data.num_workers, section="data.")
+    if not data.label_columns:
+        yield "data.label_columns must name at least one column, got an empty list"
+    for name, columns in (("label_columns", data.label_columns), ("group_columns", data.group_columns)):
+        if len(set(columns)) < len(columns):
+            yield f"data.{name} must name each column once, got {columns}"
+    if data.class_names is not None and len(set(data.class_names)) < max(2, len(data.class_names)):
+        yield f"data.class_names must be at least two different names, got {data.class_names}"
 
 
 def training_faults(config: TrainConfig) -> list[str]:
     """List what is wrong with a config whose fields already have the right types; empty when it can be trained."""
     return [
         *_run_faults(config),
-        *_data_faults(config),
+        *data_faults(config.data),
         *_model_faults(config),
         *_head_init_faults(config),
         *_learning_faults(config),
@@ -57,36 +86,10 @@ def _run_faults(config: TrainConfig) -> Iterator[str]:
         yield from name_faults("tracking.run_name", config.tracking.run_name)
 
 
-def _data_faults(config: TrainConfig) -> Iterator[str]:
-    data = config.data
-    if not data.source:
-        yield "data.source must name a CSV or a folder of class folders: add --data.source labels.csv"
-    yield from _outside("data.image_size_px", data.image_size_px, MIN_IMAGE_SIZE_PX, 2048)
-    if data.folds:
-        yield from _outside("data.folds", data.folds, 3, math.inf)
-        if not 0 <= data.fold < data.folds:
-            yield f"data.fold must be from 0 to {data.folds - 1} (data.folds - 1), got {data.fold}"
-    elif data.fold:
-        yield f"data.fold is {data.fold} but data.folds is 0: set the number of folds too"
-    yield from _outside("data.val_fraction", data.val_fraction, 0.01, 0.9)
-    yield from _outside("data.test_fraction", data.test_fraction, 0.01, 0.9)
-    if data.val_fraction + data.test_fraction >= 0.95:
-        both = f"{data.val_fraction:g} + {data.test_fraction:g}"
-        yield f"data.val_fraction + data.test_fraction must leave images to train on, got {both}"
-    yield from _outside("data.augment", data.augment, 0, 3)
-    yield from feeding_faults(data.batch_size, data.num_workers, section="data.")
-    if config.model.suffix_batch_norm == "train" and data.batch_size == 1:
-        yield "data.batch_size must be at least 2 for model.suffix_batch_norm: train (one image has no variance), got 1"
-    if not data.label_columns:
-        yield "data.label_columns must name at least one column, got an empty list"
-    elif len(set(data.label_columns)) < len(data.label_columns):
-        yield f"data.label_columns must name each column once, got {data.label_columns}"
-    if data.class_names is not None and len(set(data.class_names)) < max(2, len(data.class_names)):
-        yield f"data.class_names must be at least two different names, got {data.class_names}"
-
-
 def _model_faults(config: TrainConfig) -> Iterator[str]:
     model = config.model
+    if model.suffix_batch_norm == "train" and config.data.batch_size == 1:
+        yield "data.batch_size must be at least 2 for model.suffix_batch_norm: train (one image has no variance), got 1"
     for name, values in (("model.input_mean", model.input_mean), ("model.input_std", model.input_std)):
         if values is not None and len(values) not in (1, 3):
             yield f"{name} must hold 1 or 3 numbers, got {len(values)}"

@@ -79,7 +79,7 @@ def test_the_commands_run(project, source, command):
 
 def test_every_verb_has_a_command():
     assert {re.match(r"python -m medxfer\.(\w+)", line).group(1) for line in MEDXFER} == {
-        "train", "evaluate", "predict", "weights",
+        "train", "evaluate", "predict", "check", "weights",
     }  # fmt: skip
 
 

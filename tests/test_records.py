@@ -9,6 +9,7 @@ import pytest
 
 from medxfer.config import TrainConfig
 from medxfer.data.collection import Collection
+from medxfer.data.duplicates import Duplicates
 from medxfer.data.manifest import Manifest
 from medxfer.errors import DataError
 from medxfer.records import data_digest, peak_memory_mb, print_results, refuse_changed_data, split_digest
@@ -29,7 +30,8 @@ def data() -> Collection:
     manifest = Manifest(
         names, tuple(map(Path, names)), np.array([0, 1, 1]), ("x", "y"), "binary", np.array(["p", "q", "r"]), None
     )
-    return Collection(manifest, Pictures("pixels"), np.array(["train", "val", "test"]), [])
+    nothing = Duplicates([], [])
+    return Collection(manifest, Pictures("pixels"), np.array(["train", "val", "test"]), [], nothing)
 
 
 def test_the_data_digest_is_over_labels_patients_and_images(data):

@@ -20,6 +20,7 @@ class Description:
         channels: 1 or 3, as pictures are stored.
         image_size_px: side of the pictures.
         fit: pad, crop or stretch.
+        frame: first or middle of a file with several pictures; None: such files are refused.
     """
 
     spec: NetworkSpec
@@ -28,6 +29,7 @@ class Description:
     channels: int
     image_size_px: int
     fit: str
+    frame: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types that a checkpoint can hold safely."""
@@ -53,6 +55,6 @@ def load_network(path: Path) -> tuple[TransferNet, Description]:
         prefix = "net."
         state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
         network.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of medxfer, or of another version: {error}") from error
     return network.eval(), description

@@ -151,11 +151,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is refused: it is no checkpoint of plain tensors, and loading it could run code"
-        ) from error
     except Exception as error:  # a damaged file brings out exceptions of struct, zipfile and many more
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch advises to load unsafely
+            raise CheckpointError(
+                f"{path} is refused: it is no checkpoint of plain tensors, and loading it could run code"
+            ) from error
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} must hold a dictionary of tensors, found {type(content).__name__}")
@@ -192,7 +192,7 @@ def _declared(path: Path, state: Mapping[str, Any]) -> tuple[tuple[Triple, Tripl
         try:
             spec = state[NETWORK_KEY]["spec"]
             return (_triple(spec["input_mean"]), _triple(spec["input_std"])), "the run"
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path} is not a checkpoint of medxfer, or of another version: {error}") from error
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
@@ -203,7 +203,7 @@ def _declared(path: Path, state: Mapping[str, Any]) -> tuple[tuple[Triple, Tripl
         if min(std) <= 0:
             raise ValueError(f"a standard deviation is positive, found {min(std)}")
         return (mean, std), sidecar.name
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{sidecar} must hold input_mean and input_std as lists of 1 or 3 numbers on 0..1: {error!r}"
         ) from error
@@ -224,7 +224,9 @@ def _backbone_state(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value.detach() for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     for prefix in ("net.backbone.", "module.", "model.", "backbone."):
         if any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -237,6 +239,8 @@ def _backbone_state(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
             value = torch.zeros_like(like)  # older files lack the counter, which no computation here uses
         if value is None:
             faults.append(f"{key} is missing")
+        elif value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            faults.append(f"{key} must hold plain numbers, found a tensor that is sparse, quantized, complex or empty")
         elif value.shape != like.shape:
             faults.append(f"{key} must be {tuple(like.shape)}, found {tuple(value.shape)}")
         elif not torch.isfinite(value.float()).all():

@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from medxfer.config import TrackingConfig
 from medxfer.errors import ConfigError
-from medxfer.tracking.privacy import shareable_uri
+from medxfer.tracking.privacy import shareable_uri, without_secrets
 
 MAX_PARAM_LENGTH = 500
 SQLITE = "sqlite:///"
@@ -163,9 +163,10 @@ def build_run(
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
             run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:  # ImportError: a database's driver
+    # ImportError: a database's driver; ValueError: no address
+    except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        reason = re.sub(r"//[^/@\s]*@", "//", reason)  # user and password
+        reason = without_secrets(reason.replace(uri, shareable_uri(uri)))
         raise ConfigError(
             f"the MLflow store {shareable_uri(uri)} cannot be used: {reason}\ncheck tracking.uri or MLFLOW_TRACKING_URI"
         ) from error
@@ -175,7 +176,7 @@ def build_run(
 def _open(uri: str) -> MlflowClient:
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
-    file = Path(uri.removeprefix(SQLITE))
+    file = Path(uri.removeprefix(SQLITE).partition("?")[0])
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     file.parent.mkdir(parents=True, exist_ok=True)

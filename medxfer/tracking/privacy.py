@@ -1,5 +1,6 @@
 """What of a config may leave the machine: every value, with paths cut to their last part and passwords removed."""
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -35,10 +36,23 @@ def shareable_uri(uri: str) -> str:
     >>> shareable_uri("sqlite:////home/ann/runs/mlflow.db")
     'sqlite:///mlflow.db'
     """
-    parts = urlsplit(uri)
+    scheme, separator, rest = uri.partition("://")
+    try:  # a password may hold slashes, which would end the host
+        parts = urlsplit(f"{scheme}://{rest.rpartition('@')[2]}" if separator else uri)
+    except ValueError:
+        return f"{scheme}://…"
     if parts.scheme in ("http", "https"):
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
     if parts.scheme.startswith("sqlite") or parts.scheme in ("", "file"):
         prefix = f"{parts.scheme}:///" if parts.scheme else ""
         return prefix + Path(parts.path).name
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def without_secrets(text: str) -> str:
+    """Return a message of a library with user, password and query cut out of the addresses that it repeats.
+
+    >>> without_secrets("cannot reach http://ann:se@cret@host:5000/?token=secret")
+    'cannot reach http://host:5000/'
+    """
+    return re.sub(r"\?\S*", "", re.sub(r"//\S*@", "//", text))
