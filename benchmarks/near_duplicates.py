@@ -2,9 +2,8 @@
 
 Each real collection (a folder with `labels.csv`: path, and patient_id if known) gets two changed copies of every image,
 one by a single kind of change and one by several at once, made from the file at its full size, and is filled up with
-phantoms. These get fine structure of their own: bare, they are one drawing, stretched and lit differently, which no
-search can tell from copies. A copy is found if it is linked to its original; a false alarm is an image that is linked
-to one of another patient. Pairs of real images that are no copies are listed, and drawn where `--sheets` says.
+phantoms. A copy is found if it is linked to its original; a false alarm is an image that is linked to one of another
+patient. Pairs of real images that are no copies are listed, and drawn where `--sheets` says.
 """
 
 import argparse
@@ -13,7 +12,6 @@ import os
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +120,6 @@ def build(name: str, arguments: argparse.Namespace, folder: Path) -> Pictures:
 
     def add(file: Path, **about: object) -> None:
         image = read_image(file, channels=channels)
-        if about["origin"] == "phantom":
-            image = textured(image, np.random.default_rng(zlib.crc32(str(about["patient"]).encode())))
         pixels[len(rows)] = fit_image(image, size_px=side, fit=arguments.fit)
         box = content_box(*image.shape[:2], size_px=side, fit=arguments.fit)
         boxes[len(rows)] = box[0].start, box[0].stop, box[1].start, box[1].stop
@@ -142,14 +138,6 @@ def build(name: str, arguments: argparse.Namespace, folder: Path) -> Pictures:
     for path, patient in zip(phantoms.path, patients, strict=True):
         add(folder / "p" / path, origin="phantom", kind="", source=len(rows), patient=f"phantom {patient}")
     return Pictures(pixels, boxes, pd.DataFrame(rows))
-
-
-def textured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add noise with a spectrum like that of natural pictures, of 16 grey levels, where there is a body."""
-    down, across = np.meshgrid(*(np.fft.fftfreq(size) for size in image.shape[:2]), indexing="ij")
-    noise = np.fft.fft2(rng.normal(size=image.shape[:2])) / np.maximum(np.hypot(down, across), 0.02)
-    texture = np.fft.ifft2(noise).real[..., np.newaxis]
-    return np.clip(image + 16 * texture / texture.std() * (image > 12), 0, 255).astype(np.uint8)
 
 
 def resized(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from medxfer.config import DataConfig
 from medxfer.data.audit import Audit, audit
@@ -180,7 +179,7 @@ class FinishedRun:
         return (probs >= thresholds).astype(int).astype(str)
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(Callback):
     """Writes each batch's rows as soon as they are known, under a temporary name until all are there.
 
     Args:
@@ -190,7 +189,6 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, path: Path, *, files: Sequence[Path], run: FinishedRun) -> None:
-        super().__init__(write_interval="batch")
         self.path = path
         self.files = files
         self.run = run
@@ -210,18 +208,17 @@ class PredictionWriter(BasePredictionWriter):
         self._csv.writerow(["path", "status", *(f"prob_{name}" for name in names), *self._decisions])
         return self
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: tuple[torch.Tensor, torch.Tensor],
-        batch_indices: Sequence[int] | None,
+        outputs: tuple[torch.Tensor, torch.Tensor],
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write one batch, readable or not, in the order of the input."""
-        rows, probs = prediction[0].numpy(), prediction[1].double().numpy()
+        rows, probs = outputs[0].numpy(), outputs[1].double().numpy()
         decisions = self.run.decide(probs).reshape(len(rows), len(self._decisions)) if len(rows) else []
         lines = {
             int(row): ["ok", *(f"{p:.6f}" for p in prob), *decision]

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from medxfer import train
+from medxfer.data.dicom_files import write_dicom
 from medxfer.data.manifest import read_manifest
 from medxfer.data.phantoms import write_xray_phantoms
 from medxfer.models import weights as sources
@@ -47,7 +48,9 @@ def project(tmp_path, monkeypatch, finished, source):
         shutil.move(written.parent / "images", tmp_path / folder / "images" if folder == "." else tmp_path / folder)
         rows = pd.read_csv(written)
         rows["path"] = rows["path"] if folder == "." else rows["path"].str.replace("images/", "others/")
-        rows.to_csv(tmp_path / table, index=False)
+        rows.assign(lesion_id=rows["path"]).to_csv(tmp_path / table, index=False)
+    (tmp_path / "dicom_folder").mkdir()
+    write_dicom(tmp_path / "dicom_folder" / "film", np.zeros((8, 8), np.uint16), patient_id="1")
     published = tmp_path / "published.pth"
     torch.save(InceptionBackbone().state_dict(), published)
     digest = hashlib.sha256(published.read_bytes()).hexdigest()

@@ -92,7 +92,7 @@ def write(run: FinishedRun, path: Path, *, fail: bool = False) -> PredictionWrit
     files = [Path(f"{number}.png") for number in range(3)]
     with PredictionWriter(path, files=files, run=run) as writer:
         prediction = (torch.tensor([2, 0]), torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
-        writer.write_on_batch_end(None, None, prediction, None, {"failures": [(1, "is empty")]}, 0, 0)
+        writer.on_predict_batch_end(None, None, prediction, {"failures": [(1, "is empty")]}, 0)
         assert not path.exists()
         if fail:
             raise RuntimeError

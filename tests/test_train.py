@@ -45,7 +45,7 @@ def test_leaves_all_files_of_a_run(finished):
     kinds = ("confusion", "roc", "precision_recall", "reliability")
     figures = {f"figures/{split}_{kind}.png" for split in ("val", "test") for kind in kinds}
     assert names == figures | {
-        "config.yaml", "run.json", "split.csv", "history.csv", "predictions.csv", "metrics.json",
+        "config.yaml", "run.json", "split.csv", "audit.json", "history.csv", "predictions.csv", "metrics.json",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt", "figures/augmentation.png", "figures/learning_curves.png",
     }  # fmt: skip
 

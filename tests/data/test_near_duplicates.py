@@ -25,7 +25,7 @@ def xrays(tmp_path_factory) -> list[np.ndarray]:
     table = write_xray_phantoms(
         tmp_path_factory.mktemp("phantoms") / "x", patients=ORIGINALS, size_px=256, max_images_per_patient=1
     )
-    return [_textured(read_image(table.parent / path, channels=1), i) for i, path in enumerate(pd.read_csv(table).path)]
+    return [read_image(table.parent / path, channels=1) for path in pd.read_csv(table).path]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +33,7 @@ def lesions(tmp_path_factory) -> list[np.ndarray]:
     """Photographs of as many lesions, (H, W, 3)."""
     table = write_lesion_phantoms(tmp_path_factory.mktemp("phantoms") / "l", images=2 * ORIGINALS, size_px=256)
     paths = pd.read_csv(table).drop_duplicates("lesion_id").path[:ORIGINALS]
-    return [_textured(read_image(table.parent / path, channels=3), i) for i, path in enumerate(paths)]
-
-
-def _textured(image: np.ndarray, seed: int) -> np.ndarray:
-    """Give a phantom what tells real bodies apart: bare phantoms are one drawing, stretched and lit differently."""
-    rng = np.random.default_rng(seed)
-    down, across = np.meshgrid(*(np.fft.fftfreq(size) for size in image.shape[:2]), indexing="ij")
-    noise = np.fft.fft2(rng.normal(size=image.shape[:2])) / np.maximum(np.hypot(down, across), 0.02)
-    texture = np.fft.ifft2(noise).real[..., np.newaxis]
-    return np.clip(image + 16 * texture / texture.std() * (image > 12), 0, 255).astype(np.uint8)
+    return [read_image(table.parent / path, channels=3) for path in paths]
 
 
 def _fitted(images: list[np.ndarray], *, size_px: int = SIZE_PX, fit: str = "pad") -> tuple[np.ndarray, np.ndarray]:
