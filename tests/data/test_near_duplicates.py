@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from medxfer.data.fitting import content_box, fit_image
-from medxfer.data.near_duplicates import MIN_SIMILARITY, TURNS, Pair, find_near_duplicates, turned
+from medxfer.data.near_duplicates import MIN_SIMILARITY, Pair, find_near_duplicates
+from medxfer.data.patches import TURNS, turned
 from medxfer.data.phantoms import write_lesion_phantoms, write_xray_phantoms
 from medxfer.data.reading import read_image
 
