@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -63,21 +64,17 @@ def parse_config(
     printing = [token for token in tokens if token.partition("=")[0] == "--print_config"]
     tokens = [token for token in tokens if token not in printing]
     aside = {name for name, _ in _leaves(files_of)} - types.keys() if files_of else set()
-    from_files, file_faults = _sorted_out(_file_settings(parser, tokens, types, aside))
-    from_line, line_faults = _sorted_out(_line_settings(parser, tokens, types, positional))
-    faults = [*line_faults, *file_faults]
-    if faults:
-        sound = [*from_files, *from_line]
-    elif aside:
-        sound = [*from_files, *from_line, *printing]
-    else:
-        sound = [*tokens, *printing]  # printing exits
-    named = [token for token in sound if token.startswith("--")]
-    loose = [token for token in sound if not token.startswith("--")]
-    try:
-        config = _filled(kind, parser.instantiate(parser.parse_args([*named, *loose])))
-    except ArgumentError as error:
-        raise ConfigError(listed("the settings cannot be used:", [*faults, str(error)])) from error
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, file_faults = _with_sound_files(parser, tokens, types, aside, Path(folder))
+        sound, line_faults = _sorted_out(_line_settings(parser, tokens, types, positional))
+        faults = [*line_faults, *file_faults]
+        sound.extend([] if faults else printing)  # which exits
+        named = [token for token in sound if token.startswith("--")]
+        loose = [token for token in sound if not token.startswith("--")]
+        try:
+            config = _filled(kind, parser.instantiate(parser.parse_args([*named, *loose])))
+        except ArgumentError as error:
+            raise ConfigError(listed("the settings cannot be used:", [*faults, str(error)])) from error
     faults.extend(check(config))
     if faults:
         raise ConfigError(listed("the settings cannot be used:", faults))
@@ -243,6 +240,16 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# As in YAML 1.2, only true and false are truth values: `near_duplicates: off` is the choice of that name.
+_UniqueKeys.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 Setting = tuple[tuple[str, ...], str | None]
 """Tokens of one setting, and what is wrong with it."""
 
@@ -276,45 +283,70 @@ def _line_settings(
             yield (token,), _unknown(name, types, where)
         elif not separator:
             yield (token,), f"--{name} needs a value"
-        elif name != "config":
-            yield (token,), _type_fault(parser, name, where, arguments=[token])
+        else:
+            yield (token,), None if name == "config" else _type_fault(parser, name, where, arguments=[token])
+
+
+def _with_sound_files(
+    parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any], aside: Set[str], folder: Path
+) -> tuple[list[str], list[str]]:
+    """Replace each config file by a copy of its sound settings in a folder; return the tokens and every fault."""
+    replaced, faults = [], []
+    for number, token in enumerate(tokens):
+        if not token.startswith("--config="):
+            replaced.append(token)
+            continue
+        tree: dict[str, Any] = {}
+        for name, value, fault in _file_settings(parser, Path(token.partition("=")[2]), types, aside):
+            if fault is not None:
+                faults.append(fault)
+                continue
+            place = tree
+            *sections, leaf = name.split(".")
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[leaf] = value
+        copy = folder / f"{number}.yaml"
+        copy.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+        replaced.append(f"--config={copy}")
+    return replaced, faults
 
 
 def _file_settings(
-    parser: ArgumentParser, tokens: Sequence[str], types: Mapping[str, Any], aside: Set[str]
-) -> Iterator[Setting]:
-    for token in tokens:
-        if not token.startswith("--config="):
-            continue
-        path = Path(token.partition("=")[2])
-        try:
-            tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-        except OSError as error:
-            yield (), f"the config file {path} cannot be read: {error.strerror}"
-            continue
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # the last: keys that cannot be keys
-            yield (), f"the config file {path} is not YAML that can be used: {' '.join(str(error).split())}"
-            continue
-        if not isinstance(tree, Mapping):
-            yield (), f"the config file {path} must hold sections and settings, found {type(tree).__name__}"
-            continue
-        sections = {name.rpartition(".")[0] for name in types} - {""}
-        for name, value in flatten(tree).items():
-            if name in aside:
-                continue
-            if name in sections:
-                yield (), f"{name} is a section and needs settings below it, got {value!r} (in {path})"
-            elif name not in types:
-                yield (), _unknown(name, types, f"in {path}")
-            elif _is_list_of_texts(types[name]) and isinstance(value, list) and {type(item) for item in value} - {str}:
-                yield (), f"{name} must hold texts, got {value}: write each of them in quotes (in {path})"
-            elif not _is_plain(value):
-                yield (), f"{name} must hold text, numbers, true or false, got {value}: write it in quotes (in {path})"
-            elif value is None and type(None) not in get_args(types[name]):
-                yield (), f"{name} must have a value, got null (in {path})"
-            else:
-                fault = _type_fault(parser, name, f"in {path}", tree=_nested(name, value))
-                yield (f"--{name}={_token_text(value)}",), fault
+    parser: ArgumentParser, path: Path, types: Mapping[str, Any], aside: Set[str]
+) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield name, value and fault, if there is one, of each setting of a file."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        yield "", None, f"the config file {path} cannot be read: {error.strerror}"
+        return
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # TypeError: keys that cannot be keys
+        yield "", None, f"the config file {path} is not YAML that can be used: {' '.join(str(error).split())}"
+        return
+    if not isinstance(tree, Mapping):
+        yield "", None, f"the config file {path} must hold sections and settings, found {type(tree).__name__}"
+        return
+    sections = {name.rpartition(".")[0] for name in types} - {""}
+    for name, value in flatten(tree).items():
+        if name not in aside:
+            yield name, value, _file_fault(parser, name, value, types, sections, path)
+
+
+def _file_fault(
+    parser: ArgumentParser, name: str, value: Any, types: Mapping[str, Any], sections: Set[str], path: Path
+) -> str | None:
+    if name in sections:
+        return f"{name} is a section and needs settings below it, got {value!r} (in {path})"
+    if name not in types:
+        return _unknown(name, types, f"in {path}")
+    if _is_list_of_texts(types[name]) and isinstance(value, list) and {type(item) for item in value} - {str}:
+        return f"{name} must hold texts, got {value}: write each of them in quotes (in {path})"
+    if not _is_plain(value):
+        return f"{name} must hold text, numbers, true or false, got {value}: write it in quotes (in {path})"
+    if value is None and type(None) not in get_args(types[name]):
+        return f"{name} must have a value, got null (in {path})"
+    return _type_fault(parser, name, f"in {path}", tree=_nested(name, value))
 
 
 def _is_plain(value: Any) -> bool:
@@ -322,15 +354,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
-
-
-def _token_text(value: Any) -> str:
-    """Write a value of a file as the command line would; a choice must not have quotes, other texts may need them."""
-    try:
-        plain = isinstance(value, str) and yaml.safe_load(value) == value
-    except yaml.YAMLError:
-        plain = False
-    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:

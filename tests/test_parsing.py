@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medxfer.config import PredictConfig, TrainConfig
+from medxfer.config import CheckConfig, PredictConfig, TrainConfig
 from medxfer.errors import ConfigError
 from medxfer.parsing import absolute_paths, check_training, flatten, parse_config, resume_config, to_yaml
 from medxfer.validation import training_faults
@@ -292,3 +292,28 @@ def test_mistakes_of_every_kind_are_told_in_one_message(tmp_path):
         "data.batch_size must be at least 1, got -3", "data.fold is 7 but data.folds is 0", "data.source must name",
     ):  # fmt: skip
         assert part in told
+
+
+def test_off_is_a_choice_and_no_truth_value_also_in_a_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("data:\n  near_duplicates: off\n  allow_leaks: true\n  class_names: [no, yes]\n")
+    config = read("--config", str(tmp_path / "c.yaml"), "--data.source", "labels.csv")
+    assert config.data.near_duplicates == "off"
+    assert config.data.allow_leaks is True
+    assert config.data.class_names == ["no", "yes"]
+    assert read("--data.near_duplicates=off").data.near_duplicates == "off"
+
+
+def test_a_date_and_other_values_of_yaml_s_own_are_refused_in_plain_lines(tmp_path):
+    for text, found in (("2024-01-01", "in quotes"), ("!!binary aGVsbG8=", "in quotes"), ("? [a]\n  : b", "not YAML")):
+        (tmp_path / "c.yaml").write_text(f"tracking:\n  run_name: {text}\n")
+        with pytest.raises(ConfigError, match=found):
+            read("--config", str(tmp_path / "c.yaml"))
+
+
+def test_sections_of_a_larger_config_are_left_aside_in_files_only(tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 3\noptim:\n  lr: 0.1\ndata:\n  modality: dermoscopy\n")
+    arguments = {"prog": "p", "description": "d", "files_of": TrainConfig}
+    found = parse_config(CheckConfig, ["--config", str(tmp_path / "c.yaml"), "--data.source=x.csv"], **arguments)
+    assert (found.seed, found.data.modality, found.data.source) == (3, "dermoscopy", "x.csv")
+    with pytest.raises(ConfigError, match=r"optim\.lr is not a setting"):
+        parse_config(CheckConfig, ["--optim.lr=1"], **arguments)
