@@ -2,11 +2,15 @@
 
 from pathlib import PurePath
 
+import cv2
 import numpy as np
 import pandas as pd
 
 from medxfer.data.manifest import Manifest
 from medxfer.data.store import PixelStore
+
+COARSE_PX = 16
+"""Side of a picture as it is compared in the large."""
 
 FLAT = 2.0
 """Standard deviation, of 0..255, below which a row of pixels is of one colour."""
@@ -53,3 +57,21 @@ def _border(grey: np.ndarray) -> int:
     means = grey.mean(axis=1)
     other = (grey.std(axis=1) >= FLAT) | (np.abs(means - means[0]) >= FLAT)
     return int(other.argmax()) if other.any() else len(grey)
+
+
+def likeness(pictures: PixelStore) -> np.ndarray:
+    """Return how like the others each picture is in the large: its correlation with their median, -1..1, (N,).
+
+    Films of one kind have much in common, so that a negative among them stands out by its sign.
+    """
+    side = (COARSE_PX, COARSE_PX)
+    coarse = np.stack(
+        [
+            cv2.resize(pictures.content(row).mean(axis=2, dtype=np.float32), side, interpolation=cv2.INTER_AREA).ravel()
+            for row in range(len(pictures))
+        ]
+    )
+    coarse -= coarse.mean(axis=1, keepdims=True)
+    coarse /= np.linalg.norm(coarse, axis=1, keepdims=True) + 1e-6
+    median = np.median(coarse, axis=0)
+    return coarse @ (median / (np.linalg.norm(median) + 1e-6))

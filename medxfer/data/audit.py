@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medxfer.data.appearance import appearance
+from medxfer.data.appearance import appearance, likeness
 from medxfer.data.cache import remembered
 from medxfer.data.collection import Collection
 from medxfer.data.confounders import metadata_columns, predict_from_metadata
@@ -41,6 +41,12 @@ FEW_PATIENTS = 10
 
 NO_CONTRAST = 3.0
 """Standard deviation, of 0..255, below which a picture shows nothing."""
+
+ALIKE, NEGATIVE = 0.5, -0.4
+"""Correlation with the others, in the large: of most films of one kind at least; of a negative among them at most."""
+
+GREY_MODES = ("1", "L", "I", "F", "MONOCHROME")
+"""How modes of one grey channel begin, whatever its depth."""
 
 WIDE_BORDER = 0.1
 """Share of a picture's area in margins of one colour that is named."""
@@ -148,6 +154,7 @@ def audit(data: Collection, *, folder: Path, near_duplicates: str, unreadable: s
         *_classes(data),
         *_named_predictors(predictors),
         *_odd_images(data, looks),
+        *_negatives(data),
         *_mixed(looks),
     ]
     findings.sort(key=lambda finding: finding.severity != FATAL)
@@ -172,7 +179,7 @@ def refuse_fatal(found: Audit, *, allow_leaks: bool, source: str) -> None:
 
 def _unreadable(data: Collection, choice: str) -> Iterator[Finding]:
     if data.skipped:
-        cases = [Case((), reason) for _, reason in data.skipped]
+        cases = [Case((), f"{path}: {reason}") for path, reason in data.skipped]
         number = f"{len(cases)} of {len(data.manifest) + len(cases)} images cannot be read"
         if choice == "skip":
             yield Finding("unreadable", WARNING, f"{number} and are left out (data.on_unreadable: skip)", cases)
@@ -307,15 +314,28 @@ def _odd_images(data: Collection, looks: pd.DataFrame) -> Iterator[Finding]:
         )
 
 
+def _negatives(data: Collection) -> Iterator[Finding]:
+    if data.pictures[0].shape[2] != 1:
+        return
+    alike = likeness(data.pictures)
+    rows = np.flatnonzero(alike < NEGATIVE) if np.median(alike) > ALIKE else []
+    if len(rows):
+        text = (
+            f"{_count(len(rows), 'film')} like a negative of the others: what is dense must be bright on all of them"
+        )
+        yield Finding("negatives", WARNING, text, [_case(data, [row], note=f"{alike[row]:.2f}") for row in rows])
+
+
 def _mixed(looks: pd.DataFrame) -> Iterator[Finding]:
-    for name, text in (
-        ("modality", "images of different modalities"),
-        ("colour mode", "images that store colours differently"),
+    colours = ["grey" if mode.startswith(GREY_MODES) else "colour" for mode in looks["colour mode"]]
+    for check, values, text in (
+        ("mixed_modalities", looks["modality"], "images of different modalities"),
+        ("mixed_colours", colours, "grey and coloured images"),
     ):
-        counts = Counter(value for value in looks[name] if value)
+        counts = Counter(value for value in values if value)
         if len(counts) > 1:
             cases = [Case((), f"{value}: {number} images") for value, number in counts.most_common()]
-            yield Finding(f"mixed_{name.replace(' ', '_')}", WARNING, f"{text}: is that meant?", cases)
+            yield Finding(check, WARNING, f"{text}: is that meant?", cases)
 
 
 def _case(data: Collection, rows: Iterable[Any], *, labels: bool = False, note: str = "") -> Case:

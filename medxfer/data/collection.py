@@ -107,7 +107,7 @@ def decode(
         on_unreadable=on_unreadable,
         workers=workers,
     )
-    skipped = [(manifest.paths[row], reason) for row, reason in unreadable]
+    skipped = [(manifest.paths[row], reason.removeprefix(f"{manifest.files[row]}: ")) for row, reason in unreadable]
     if skipped:
         manifest = manifest.subset(_others(len(manifest), [row for row, _ in unreadable]))
     return manifest, pictures, skipped

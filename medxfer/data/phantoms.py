@@ -10,7 +10,7 @@ from PIL import Image
 
 from medxfer.data.dicom_files import write_dicom
 
-ANATOMY = 0.11
+ANATOMY = 0.1
 """How much structure of its own a picture has; without it, films of all patients would be copies of one another."""
 
 Painter = Callable[[np.random.Generator, int], np.ndarray]
@@ -171,7 +171,7 @@ def _patches(
         cx, ry, rx = sides[int(rng.integers(2))]
         cy, cx = rng.uniform(-0.55, 0.75) * ry - 0.03, cx + rng.uniform(-0.35, 0.35) * rx
         radius = rng.uniform(0.045, 0.085)
-        patches += rng.uniform(0.36, 0.5) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2 / 1.6))
+        patches += rng.uniform(0.42, 0.58) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2 / 1.6))
     return patches
 
 

@@ -127,7 +127,7 @@ def _sizes(found: Audit, data: Collection) -> str:
     sides = found.looks[["width", "height"]].max(axis=1).to_numpy()
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    bins = np.linspace(sides.min() - 0.5, sides.max() + 0.5, min(40, max(2, len(set(sides)) + 1)))
+    bins = np.linspace(sides.min() - 0.5, sides.max() + 0.5, 41 if len(set(sides)) > 1 else 2)
     for k, name, rows in _by_class(data):
         axes.hist(
             sides[rows], bins=bins.tolist(), histtype="step", label=name, color=COLOURS[k % len(COLOURS)], linewidth=1.5

@@ -198,7 +198,7 @@ def test_imbalance_empty_and_bordered_pictures_and_mixed_modes_are_warnings(tmp_
     Image.fromarray(np.stack([picture(12)] * 3, axis=2)).save(tmp_path / "images" / "12.png")
     result = run(build(tmp_path, rows), tmp_path)
     assert result.fatal == []
-    assert {"imbalance", "tiny_classes", "empty", "borders", "mixed_colour_mode"} <= set(checks(result))
+    assert {"imbalance", "tiny_classes", "empty", "borders", "mixed_colours"} <= set(checks(result))
     assert found(result, "empty") == [[10]]
     assert found(result, "borders") == [[11]]
 
@@ -228,3 +228,13 @@ def test_a_multilabel_collection_is_judged_per_label(tmp_path, rows):
     (tmp_path / "images" / "01.png").write_bytes((tmp_path / "images" / "00.png").read_bytes())
     result = run(build(tmp_path, rows, label_columns=["a", "b"]), tmp_path)
     assert found(result, "two_labels") == [[0, 1]]
+
+
+@pytest.mark.parametrize("negatives", [[], [7], [3, 20, 41]])
+def test_negatives_among_films_of_one_kind_are_named(tmp_path, rows, negatives):
+    body = cv2.GaussianBlur(np.pad(np.full((56, 40), 200.0), ((20, 20), (28, 28))), (0, 0), 8)
+    for number, row in enumerate(rows):
+        film = np.clip(0.7 * body + 0.3 * picture(number), 0, 255).astype(np.uint8)
+        Image.fromarray(255 - film if number in negatives else film).save(tmp_path / row["path"])
+    result = run(build(tmp_path, rows, near_duplicates="off"), tmp_path)
+    assert [rows for (rows,) in found(result, "negatives")] == negatives
