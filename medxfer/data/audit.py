@@ -320,9 +320,7 @@ def _negatives(data: Collection) -> Iterator[Finding]:
     alike = likeness(data.pictures)
     rows = np.flatnonzero(alike < NEGATIVE) if np.median(alike) > ALIKE else []
     if len(rows):
-        text = (
-            f"{_count(len(rows), 'film')} like a negative of the others: what is dense must be bright on all of them"
-        )
+        text = f"{_count(len(rows), 'film')} like a negative of the others: what is dense must be bright on all of them"
         yield Finding("negatives", WARNING, text, [_case(data, [row], note=f"{alike[row]:.2f}") for row in rows])
 
 

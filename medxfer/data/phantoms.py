@@ -171,7 +171,7 @@ def _patches(
         cx, ry, rx = sides[int(rng.integers(2))]
         cy, cx = rng.uniform(-0.55, 0.75) * ry - 0.03, cx + rng.uniform(-0.35, 0.35) * rx
         radius = rng.uniform(0.045, 0.085)
-        patches += rng.uniform(0.42, 0.58) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2 / 1.6))
+        patches += rng.uniform(0.5, 0.66) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2 / 1.6))
     return patches
 
 

@@ -109,11 +109,12 @@ def _walk(folder: Path) -> Iterator[Path]:
             if name.startswith("."):
                 continue
             # DICOM files are often named by their UID, or end in .IMA and the like.
-            if path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and _is_dicom_file(path)):
+            if path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and is_dicom_file(path)):
                 yield path
 
 
-def _is_dicom_file(path: Path) -> bool:
+def is_dicom_file(path: Path) -> bool:
+    """Return whether a file is DICOM by its content; not if it cannot be read."""
     try:
         with path.open("rb") as file:
             return is_dicom(file.read(HEADER_BYTES))

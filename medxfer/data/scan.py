@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from medxfer.data.dicom_files import is_dicom, read_dataset, text_of
+from medxfer.data.dicom_files import read_dataset, text_of
 from medxfer.data.isolation import isolated
-from medxfer.data.reading import HEADER_BYTES, MAX_PIXELS, find_images
+from medxfer.data.reading import MAX_PIXELS, find_images, is_dicom_file
 from medxfer.errors import DataError
 
 KEY_FILE = ".medxfer-patient-key"
@@ -51,7 +51,7 @@ def scan_folder(folder: Path, *, workers: int) -> tuple[pd.DataFrame, list[tuple
     """
     if not folder.is_dir():
         raise DataError(f"--scan needs a folder of DICOM files; there is no folder {folder}")
-    files = [file for file in find_images(folder) if _is_dicom(file)]
+    files = [file for file in find_images(folder) if is_dicom_file(file)]
     if not files:
         raise DataError(f"the folder {folder} holds no DICOM file")
     key = _key(folder)
@@ -122,14 +122,6 @@ def _key(folder: Path) -> bytes:
         file.flush()
         os.fsync(file.fileno())
     return key
-
-
-def _is_dicom(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return is_dicom(opened.read(HEADER_BYTES))
-    except OSError:
-        return False
 
 
 def _lost(_: Path) -> Scanned:
