@@ -62,10 +62,13 @@ def check(config: CheckConfig) -> int:
 def write_audit(place: Path, found: Audit, data: Collection, *, title: str, seed: int) -> None:
     """Write audit.json and audit.html, which only the user may read: they name and show patients' images."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        place.chmod(0o700)
-        write_text(place / "audit.json", json.dumps(found.to_dict(data), indent=2, ensure_ascii=False) + "\n")
-        write_text(place / "audit.html", audit_page(found, data, title=title, seed=seed))
+        if not place.is_dir():
+            place.mkdir(parents=True)
+            place.chmod(0o700)
+        record = json.dumps(found.to_dict(data), indent=2, ensure_ascii=False) + "\n"
+        for name, text in (("audit.json", record), ("audit.html", audit_page(found, data, title=title, seed=seed))):
+            write_text(place / name, text)
+            (place / name).chmod(0o600)
     except OSError as error:
         raise ConfigError(f"the audit cannot be written to {place}: {error.strerror}; see --output") from error
 

@@ -209,6 +209,9 @@ def print_results(
     """Print the test's results with intervals, and what a user wants next."""
     title = f"test split, best epoch; 95 % intervals over {'patients' if has_patients else 'images'}"
     print("\n" + results_table(summaries["test"], title=title))
+    leaks = folder.read_record().get("audit", {}).get("fatal", [])
+    if leaks:
+        print(f"this result is false: the audit found {', '.join(leaks)}, which data.allow_leaks let through")
     print(f"\nall files: {folder.path}\nnext:")
     print(f"  python -m medxfer.predict --run {folder.path} IMAGE_OR_FOLDER --output predictions.csv")
     print(f"  python -m medxfer.evaluate --run {folder.path} --data.source OTHER.csv")

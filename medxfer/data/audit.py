@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from medxfer.data.collection import Collection
 from medxfer.data.confounders import metadata_columns, predict_from_metadata
 from medxfer.data.manifest import sets_of
 from medxfer.errors import DataError, listed
+
+VERSION = 1
+"""Counts changes of how columns are judged; what was judged before is then not used."""
 
 FATAL, WARNING = "fatal", "warning"
 
@@ -190,13 +193,13 @@ def _unreadable(data: Collection, choice: str) -> Iterator[Finding]:
 
 def _groups_across(data: Collection) -> Iterator[Finding]:
     manifest = data.manifest
-    columns = dict(manifest.more_groups)
+    columns = list(manifest.more_groups.items())
     if manifest.patients is not None:
-        columns = {"patient": manifest.patients, **columns}
+        columns.insert(0, ("patient", manifest.patients))
     else:
         text = "there is no patient column, so the same patient on two sides of the split cannot be excluded"
         yield Finding("no_patients", WARNING, text)
-    for name, values in columns.items():
+    for name, values in columns:
         sets = [rows for rows in sets_of(values) if values[rows[0]] and len(set(data.splits[rows])) > 1]
         if sets:
             text = f"{_count(len(sets), name)} on more than one side of the split: put all images of each on one"
@@ -211,7 +214,7 @@ def _identical(data: Collection) -> Iterator[Finding]:
             f"{_count(len(across), 'image')} with copies (identical pixels) on another side of the split: remove them"
         )
         yield Finding("identical", FATAL, text, [_case(data, rows) for rows in across])
-    contradicting = [rows for rows in sets if len({str(manifest.targets[row]) for row in rows}) > 1]
+    contradicting = [rows for rows in sets if _contradict(manifest.targets[rows])]
     if contradicting:
         text = f"{_count(len(contradicting), 'image')} with copies (identical pixels) under another label: correct it"
         yield Finding("two_labels", FATAL, text, [_case(data, rows, labels=True) for rows in contradicting])
@@ -228,18 +231,29 @@ def _identical(data: Collection) -> Iterator[Finding]:
 
 
 def _similar(data: Collection, severity: str) -> Iterator[Finding]:
-    across, within = [], []
+    across, within, contradicting = [], [], []
     for pair in data.duplicates.similar:
         rows = np.array([pair.first, pair.second])
         note = f"{pair.change}, " if pair.change != "none" else ""
         case = _case(data, rows, note=f"{note}correlation {pair.similarity:.2f}")
         (across if len(set(data.splits[rows])) > 1 else within).append(case)
+        if _contradict(data.manifest.targets[rows]):
+            contradicting.append(_case(data, rows, labels=True, note=f"{note}correlation {pair.similarity:.2f}"))
     if across:
         text = f"{_count(len(across), 'pair')} of nearly identical images on two sides of the split: remove one of each"
         yield Finding("near_duplicates", severity, text, across)
     if within:
-        text = f"{_count(len(within), 'pair')} of nearly identical images on one side of the split, kept together"
+        text = f"{_count(len(within), 'pair')} of nearly identical images on the same side of the split"
         yield Finding("near_duplicates_together", WARNING, text, within)
+    if contradicting:
+        text = f"{_count(len(contradicting), 'pair')} of nearly identical images with different labels: correct them"
+        yield Finding("near_two_labels", severity, text, contradicting)
+
+
+def _contradict(targets: np.ndarray) -> bool:
+    """Return whether images (n,) or (n, K) have different labels; an unknown one contradicts none."""
+    columns = targets[:, np.newaxis] if targets.ndim == 1 else targets
+    return any(len(set(column[~np.isnan(column)].tolist())) > 1 for column in columns.T.astype(float))
 
 
 def _classes(data: Collection) -> Iterator[Finding]:
@@ -272,7 +286,10 @@ def _classes(data: Collection) -> Iterator[Finding]:
 def _predictors(data: Collection, looks: pd.DataFrame, *, folder: Path, seed: int, auroc: Auroc) -> list[Predictor]:
     manifest = data.manifest
     given = manifest.metadata[metadata_columns(manifest.metadata, used=())]
-    table = pd.concat([looks.drop(columns=[name for name in looks if name in given]), given], axis=1)
+    hidden = [name for name in looks if name in given]
+    if _are_class_folders(data):
+        hidden.append("source folder")  # it is the label, and would hide all others
+    table = pd.concat([looks.drop(columns=hidden), given], axis=1)
     groups = manifest.groups()
 
     def judge() -> list[dict[str, Any]]:
@@ -281,8 +298,17 @@ def _predictors(data: Collection, looks: pd.DataFrame, *, folder: Path, seed: in
         return [asdict(predictor) for predictor in found if np.isfinite(predictor.auroc)]
 
     key = [manifest.digest(), data.pictures.settings_name(), data.pictures.content_digest(), str(seed)]
-    found = remembered(folder, "predictors", [*key, table.to_csv(index=False), "\x1f".join(groups)], judge)
+    found = remembered(
+        folder, "predictors", [str(VERSION), *key, table.to_csv(index=False), "\x1f".join(groups)], judge
+    )
     return sorted((Predictor(**values) for values in found), key=lambda predictor: -predictor.auroc)
+
+
+def _are_class_folders(data: Collection) -> bool:
+    """Return whether every image lies in a folder with its label's name."""
+    manifest = data.manifest
+    names = (PurePath(path).parent.name.casefold() for path in manifest.paths)
+    return all(name == manifest.label_text(row).casefold() for row, name in enumerate(names))
 
 
 def _named_predictors(predictors: Sequence[Predictor]) -> Iterator[Finding]:

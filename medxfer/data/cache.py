@@ -1,5 +1,6 @@
 """Results that take long, kept beside the decoded pictures and found again by the content they belong to."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,9 +25,14 @@ def remembered(folder: Path, name: str, key: Iterable[str], compute: Callable[[]
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or damaged
         result = compute()
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".json", delete=False, encoding="utf-8") as opened:
-        json.dump(result, opened)
-        opened.flush()
-        os.fsync(opened.fileno())
-    Path(opened.name).replace(file)
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".json", delete=False, encoding="utf-8") as opened:
+            temporary = Path(opened.name)
+            json.dump(result, opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+        temporary.replace(file)
+    except OSError:  # a full disk: it is computed again the next time
+        with contextlib.suppress(OSError, UnboundLocalError):
+            temporary.unlink()
     return result

@@ -1,6 +1,6 @@
 """From the data section of a config to one collection: labels, decoded pictures, and the split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from medxfer.data.duplicates import Duplicates, find_duplicates
 from medxfer.data.manifest import Manifest, joined, read_manifest
 from medxfer.data.splits import check_split, split_by_fold, split_by_group
 from medxfer.data.store import PixelStore, build_store
-from medxfer.errors import DataError
+from medxfer.errors import DataError, listed
 
 CHANNELS = {"xray": 1, "dermoscopy": 3}
 """Channels that a modality's pictures are stored with."""
@@ -78,13 +78,18 @@ def build_collection(config: DataConfig, *, store_folder: Path, seed: int, worke
     try:
         splits = _split(config, manifest, joined(manifest.groups(), together), seed)
     except DataError as error:
-        if not duplicates.similar or config.near_duplicates != "error":
-            raise
-        raise DataError(
-            f"{error}\n{len(duplicates.similar)} pairs of nearly identical images are kept together, which leaves "
-            "fewer groups to split: if they are no copies, --data.near_duplicates warn"
-        ) from error
+        raise DataError("\n".join([str(error), *_reasons(manifest, skipped, together)])) from error
     return Collection(manifest, pictures, splits, skipped, duplicates)
+
+
+def _reasons(manifest: Manifest, skipped: Sequence[tuple[str, str]], together: Sequence[np.ndarray]) -> Iterator[str]:
+    """Yield what may be behind a split that cannot be made or used."""
+    if skipped:
+        yield listed("unreadable images are left out:", [f"{path}: {reason}" for path, reason in skipped])
+    if manifest.splits is None and together:
+        same = [" and ".join(manifest.paths[row] for row in rows[:3]) for rows in together]
+        yield listed("copies are kept together, which leaves fewer groups to split:", same, limit=5)
+        yield "if these are no copies: --data.near_duplicates warn"
 
 
 def decode(

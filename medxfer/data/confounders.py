@@ -21,7 +21,7 @@ from sklearn.preprocessing import OneHotEncoder
 from medxfer.data.manifest import MISSING
 from medxfer.data.splits import strata
 
-ALL_TOGETHER = "all together"
+ALL_TOGETHER = "(all together)"
 """Name of the model on all candidates."""
 
 FOLDS = 5
@@ -79,7 +79,7 @@ def predict_from_metadata(
 
     Returns:
         Per candidate float64 (N, C), or (N, K) in multilabel, 0..1: ranks within each class (column), for its AUROC;
-        they are no calibrated probabilities. 0.5 where a class could not be learned. `all together` with two or more
+        they are no calibrated probabilities. 0.5 where a class could not be learned. `(all together)` with two or more
         candidates. Empty where fewer than two patients stand on either side of each label.
     """
     members = pd.factorize(np.asarray(groups), use_na_sentinel=False)[0]

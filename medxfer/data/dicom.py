@@ -1,4 +1,4 @@
-"""The DICOM pixel chain: file → uint8 picture as a radiologist would see it. Nothing else knows pydicom.
+"""The DICOM pixel chain: file → uint8 picture as a radiologist would see it.
 
 Modality LUT or rescale → VOI LUT or window → inversion of MONOCHROME1 → 8 bits (DICOM PS3.3 C.11.1, C.11.2, C.7.6.3).
 """
@@ -8,6 +8,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -19,6 +20,11 @@ from medxfer.data import jpeg_extended
 from medxfer.data.dicom_files import read_dataset, text_of
 from medxfer.data.intensity import scale_to_uint8, to_uint8
 from medxfer.errors import DataError
+
+DAMAGED = (
+    ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, OverflowError, struct.error,
+)  # fmt: skip
+"""What pydicom raises on tables, slopes and windows that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,35 @@ def read_dicom(path: Path, *, max_pixels: int, frame: str | None) -> Radiograph:
 def _read(path: Path, max_pixels: int, frame: str | None) -> Radiograph:
     dataset, index = read_dataset(path, max_pixels=max_pixels, frame=frame)
     stored = _decode(dataset, index)
+    _use_functional_groups(dataset, index)
+    _sign_first_values(dataset)
     if stored.ndim == 3 or dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = _colour(stored, dataset)
     else:
         pixels = _grey(stored, dataset)[..., np.newaxis]
     mode = f"{text_of(dataset, 'PhotometricInterpretation')} {dataset.get('BitsStored') or dataset.BitsAllocated}"
     return Radiograph(pixels, mode, text_of(dataset, "Modality"), text_of(dataset, "ViewPosition"))
+
+
+def _use_functional_groups(dataset: Dataset, index: int) -> None:
+    """Give an enhanced file's frame its own window and rescale, which lie in sequences (C.7.6.16.2.9, .10)."""
+    frames, shared = (dataset.get(f"{name}FunctionalGroupsSequence") for name in ("PerFrame", "Shared"))
+    for group in [*(frames[index : index + 1] if frames else []), *(shared[:1] if shared else [])]:
+        for name in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
+            for element in (group.get(name) or [[]])[0]:
+                if element.tag not in dataset:
+                    dataset.add(element)
+
+
+def _sign_first_values(dataset: Dataset) -> None:
+    """Read the first value that a table maps as signed where pixels are; files of implicit type often hold it so."""
+    if dataset.get("PixelRepresentation") != 1:
+        return
+    for name in ("ModalityLUTSequence", "VOILUTSequence"):
+        for item in dataset.get(name) or []:
+            entries, first, bits = item.LUTDescriptor
+            if int(first) >= 2**15:
+                item.LUTDescriptor = [entries, int(first) - 2**16, bits]
 
 
 def _decode(dataset: Dataset, index: int) -> np.ndarray:
@@ -126,6 +155,8 @@ def _grey(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
         grey = _window(values, dataset)
     if grey is None or not _shows(grey[picture], stored[picture]):
         grey = to_uint8(values, valid=picture)
+    if not _shows(grey[picture], stored[picture]):  # numbers beyond all bounds
+        grey = to_uint8(stored, valid=picture)
     if dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE":
         grey = 255 - grey
     return np.where(picture, grey, 0).astype(np.uint8)
@@ -143,18 +174,26 @@ def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
         if value is None:
             return np.zeros(stored.shape, dtype=bool)
         limit = dataset.get("PixelPaddingRangeLimit")
-        ends = sorted((int(value), int(limit if limit is not None else value)))
-    except (TypeError, ValueError):
+        ends = sorted(_as_stored(end, stored.dtype) for end in (value, value if limit is None else limit))
+    except (TypeError, ValueError, OverflowError):
         return np.zeros(stored.shape, dtype=bool)
     padding = (stored >= ends[0]) & (stored <= ends[1])
     return padding if not padding.all() else np.zeros(stored.shape, dtype=bool)
+
+
+def _as_stored(value: Any, dtype: np.dtype) -> float:
+    """Return a number in the pixels' own type: writers mix up signed and unsigned tags."""
+    if not np.issubdtype(dtype, np.integer):
+        return float(value)
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    return int(np.array(int(value) % 256**dtype.itemsize, dtype=unsigned).view(dtype))
 
 
 def _modality(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     try:
         values = apply_modality_lut(stored, dataset)
         return values if _shows(values, stored) else stored
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+    except DAMAGED:
         return stored  # a damaged table or slope counts as absent
 
 
@@ -176,7 +215,7 @@ def _table(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
             table = np.frombuffer(table, "<u2" if dataset.original_encoding[1] else ">u2")[:entries]
         table = np.asarray(table)
         return scale_to_uint8(shown, low=float(table.min()), high=float(table.max()))
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, struct.error):
+    except DAMAGED:
         return None
 
 
@@ -193,5 +232,5 @@ def _window(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
             return scale_to_uint8(
                 sign * apply_windowing(values, dataset), low=float(sign * low), high=float(sign * high)
             )
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+    except DAMAGED:
         return None

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from medxfer.data.dicom_files import read_dataset, text_of
 from medxfer.data.isolation import isolated
 from medxfer.data.reading import MAX_PIXELS, find_images, is_dicom_file
+from medxfer.data.tables import is_text
 from medxfer.errors import DataError
 
 KEY_FILE = ".medxfer-patient-key"
@@ -43,7 +44,7 @@ def scan_folder(folder: Path, *, workers: int) -> tuple[pd.DataFrame, list[tuple
 
     Returns:
         A table of texts, one row per picture: path (below the folder), label (blank), patient_id (keyed hash of the
-        patient's id and who issued it; blank without one), modality, view, laterality, rows, columns, frames. And path
+        patient's id; blank without one), modality, view, laterality, rows, columns, frames. And path
         and reason of each DICOM file that is no picture.
 
     Raises:
@@ -51,7 +52,9 @@ def scan_folder(folder: Path, *, workers: int) -> tuple[pd.DataFrame, list[tuple
     """
     if not folder.is_dir():
         raise DataError(f"--scan needs a folder of DICOM files; there is no folder {folder}")
-    files = [file for file in find_images(folder) if is_dicom_file(file)]
+    inside = folder.resolve()
+    files = [file for file in find_images(folder) if file.is_file() and is_dicom_file(file)]
+    files = [file for file in files if file.resolve().is_relative_to(inside)]  # as tables are read
     if not files:
         raise DataError(f"the folder {folder} holds no DICOM file")
     key = _key(folder)
@@ -63,7 +66,9 @@ def scan_folder(folder: Path, *, workers: int) -> tuple[pd.DataFrame, list[tuple
     rows, others = [], []
     for file, scanned in zip(files, bar, strict=True):
         path = file.relative_to(folder).as_posix()
-        if scanned.reason:
+        if not is_text(path):
+            others.append((ascii(path), "has a name that cannot be written to a table: rename it"))
+        elif scanned.reason:
             others.append((path, scanned.reason))
         else:
             rows.append({"path": path, "label": "", **scanned.tags})
@@ -86,14 +91,14 @@ def _scan_file(file: Path, key: bytes) -> Scanned:
                 "frames": text_of(dataset, "NumberOfFrames") or "1",
             }
             patient = text_of(dataset, "PatientID")
-            issuer = text_of(dataset, "IssuerOfPatientID")
     except DataError as error:
         return Scanned({}, str(error))
     except OSError as error:
         return Scanned({}, error.strerror or "cannot be read")
     except Exception as error:  # pydicom converts a tag when it is first asked for, and can fail in many ways
         return Scanned({}, f"is a damaged DICOM file: {type(error).__name__} while its tags are read")
-    return Scanned({"patient_id": keyed_hash(f"{patient}\x1f{issuer}", key) if patient else "", **tags})
+    tags = {name: value.lstrip("=+-@") for name, value in tags.items()}  # which a spreadsheet would compute
+    return Scanned({"patient_id": keyed_hash(patient, key) if patient else "", **tags})
 
 
 def keyed_hash(text: str, key: bytes) -> str:
@@ -107,7 +112,7 @@ def _key(folder: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        key = path.read_bytes()
+        key = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
         if len(key) != KEY_BYTES:
             raise DataError(f"{path} must hold {KEY_BYTES} bytes, found {len(key)}: put the key back, or remove it "
                             "and write all tables of these patients anew") from None  # fmt: skip

@@ -102,7 +102,7 @@ def read_folder(source: Path) -> tuple[pd.DataFrame, list[str]]:
                 faults.append(f"the class folder {folder.relative_to(source)} holds no image")
             for path in found:
                 name = str(path.relative_to(source))
-                if not _is_text(name):
+                if not is_text(name):
                     faults.append(f"the name {name!r} cannot be written to a table: rename it")
                 rows.append({"path": name, "label": folder.name, **({"split": split} if split else {})})
     if not rows:
@@ -120,7 +120,7 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(hidden)]
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Return whether a file's name is text; old archives hold names in other encodings."""
     try:
         name.encode()

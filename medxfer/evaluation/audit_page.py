@@ -16,7 +16,7 @@ from medxfer import __version__
 from medxfer.data.audit import Audit, Case, Finding
 from medxfer.data.collection import Collection
 from medxfer.data.splits import split_rows
-from medxfer.evaluation.plots import COLOURS, LINES
+from medxfer.evaluation.plots import COLOURS, LINES, short_name
 
 THUMBNAIL_PX = 150
 SHOWN = 6
@@ -117,7 +117,7 @@ def _predictors(found: Audit) -> str:
     axes.hlines(places, values[:, 1], values[:, 2], color=COLOURS[0], linewidth=2)
     axes.plot(values[:, 0], places, "o", color=COLOURS[0])
     axes.axvline(0.5, color="#999999", linewidth=1, linestyle="--")
-    axes.set_yticks(places, [one.name[:40] for one in ordered])
+    axes.set_yticks(places, [short_name(one.name, 40) for one in ordered])
     axes.set_xlabel("AUROC and 95 % interval")
     axes.set_xlim(min(0.4, float(np.nanmin(values))), 1.01)
     return _drawn(figure)
@@ -130,7 +130,12 @@ def _sizes(found: Audit, data: Collection) -> str:
     bins = np.linspace(sides.min() - 0.5, sides.max() + 0.5, 41 if len(set(sides)) > 1 else 2)
     for k, name, rows in _by_class(data):
         axes.hist(
-            sides[rows], bins=bins.tolist(), histtype="step", label=name, color=COLOURS[k % len(COLOURS)], linewidth=1.5
+            sides[rows],
+            bins=bins.tolist(),
+            histtype="step",
+            label=short_name(name),
+            color=COLOURS[k % len(COLOURS)],
+            linewidth=1.5,
         )
     axes.set_xlabel("longer side (px)")
     axes.set_ylabel("images")
@@ -148,7 +153,7 @@ def _greys(data: Collection) -> str:
             grey = data.pictures.content(int(row)).mean(axis=2)
             share += np.histogram(grey, bins=64, range=(0, 256))[0] / grey.size / len(chosen)
         line = LINES[k // len(COLOURS) % len(LINES)]
-        axes.plot(np.arange(64) * 4 + 2, share, label=name, color=COLOURS[k % len(COLOURS)], linestyle=line)
+        axes.plot(np.arange(64) * 4 + 2, share, label=short_name(name), color=COLOURS[k % len(COLOURS)], linestyle=line)
     axes.set_xlabel("grey (0 to 255, without padding)")
     axes.set_ylabel("mean share of an image")
     axes.legend(frameon=False)

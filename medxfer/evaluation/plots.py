@@ -83,7 +83,7 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def _short(name: str, length: int = 28) -> str:
+def short_name(name: str, length: int = 28) -> str:
     """Cut a name, and keep matplotlib from reading it: $ begins mathematics, and a leading _ hides a legend's line."""
     cut = name if len(name) <= length else name[: length - 1] + "…"
     return ("\N{THIN SPACE}" + cut if cut.startswith("_") else cut).replace("$", r"\$")
@@ -103,7 +103,7 @@ def draw_roc(one: Predictions, *, thresholds: list[float], summary: Mapping[str,
     for number, (name, truth, scores) in enumerate(_columns(one)):
         fpr, tpr, _ = roc_curve(truth, scores)
         entry = summary["auroc"]["per_class"][name]
-        axes.plot(fpr, tpr, label=f"{_short(name)}: AUROC {_with_interval(entry)}", **_style(number))
+        axes.plot(fpr, tpr, label=f"{short_name(name)}: AUROC {_with_interval(entry)}", **_style(number))
         said = scores >= _threshold(one, name, thresholds)
         axes.plot([said[truth == 0].mean()], [said[truth == 1].mean()], "o", color=_style(number)["color"])
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="chance")
@@ -121,7 +121,7 @@ def draw_precision_recall(
     for number, (name, truth, scores) in enumerate(_columns(one)):
         precision, recall, _ = precision_recall_curve(truth, scores)
         entry = summary["average_precision"]["per_class"][name]
-        label = f"{_short(name)}: average precision {_with_interval(entry)}"
+        label = f"{short_name(name)}: average precision {_with_interval(entry)}"
         axes.step(recall, precision, where="post", label=label, **_style(number))
         axes.axhline(truth.mean(), color=_style(number)["color"], linewidth=1, alpha=0.4)
     axes.plot([], [], color="0.5", linewidth=1, alpha=0.6, label="prevalence: a guess's precision")
@@ -137,7 +137,7 @@ def draw_reliability(one: Predictions, *, thresholds: list[float], summary: Mapp
     for number, (name, truth, scores) in enumerate(_columns(one)):
         found, said = calibration_curve(truth, scores, n_bins=10)
         error = _with_interval(summary["ece"]["per_class"][name])
-        upper.plot(said, found, marker="o", label=f"{_short(name)}: calibration error {error}", **_style(number))
+        upper.plot(said, found, marker="o", label=f"{short_name(name)}: calibration error {error}", **_style(number))
         lower.hist(scores, bins=np.linspace(0, 1, 21), histtype="step", **_style(number))
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect")
     upper.set(title=f"{title} split, {len(one)} images", ylabel="share of positives", ylim=(-0.02, 1.02))
@@ -152,11 +152,13 @@ def draw_confusion(one: Predictions, *, thresholds: list[float], summary: Mappin
     said = decisions(one.probs, task=one.task, thresholds=thresholds)
     if one.task != "multilabel":
         chosen = said.argmax(axis=1) if one.task == "multiclass" else said[:, 0].astype(int)
-        panels = [(f"{title} split, {len(one)} images", one.targets, chosen, [_short(n, 18) for n in one.class_names])]
+        panels = [
+            (f"{title} split, {len(one)} images", one.targets, chosen, [short_name(n, 18) for n in one.class_names])
+        ]
     else:
         known = ~np.isnan(one.targets)
         panels = [
-            (_short(name), one.targets[known[:, k], k].astype(int), said[known[:, k], k].astype(int), ["no", "yes"])
+            (short_name(name), one.targets[known[:, k], k].astype(int), said[known[:, k], k].astype(int), ["no", "yes"])
             for k, name in enumerate(one.class_names)
         ]
     columns = min(3, len(panels))
@@ -227,5 +229,5 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], path: Path) -> Path
         if number < len(images):
             image = images[number]
             axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(_short(titles[number], 22), fontsize=9)
+            axes.set_title(short_name(titles[number], 22), fontsize=9)
     return _save(figure, path)

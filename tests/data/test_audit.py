@@ -238,3 +238,51 @@ def test_negatives_among_films_of_one_kind_are_named(tmp_path, rows, negatives):
         Image.fromarray(255 - film if number in negatives else film).save(tmp_path / row["path"])
     result = run(build(tmp_path, rows, near_duplicates="off"), tmp_path)
     assert [rows for (rows,) in found(result, "negatives")] == negatives
+
+
+def test_a_group_column_may_be_called_patient(tmp_path, rows):
+    rows[59]["patient_id"] = "P00"
+    for number, row in enumerate(rows):
+        row["patient"] = f"L{number}"
+    assert found(run(build(tmp_path, rows, group_columns=["patient"]), tmp_path), "leak") == [[0, 1, 59]]
+
+
+def test_nearly_the_same_picture_with_two_labels_is_named_also_on_one_side(tmp_path, rows):
+    Image.open(tmp_path / "images" / "06.png").resize((130, 130)).save(tmp_path / "images" / "04.jpg", quality=70)
+    rows[4]["path"], rows[4]["label"], rows[5]["label"] = "images/04.jpg", "x", "x"
+    assert rows[6]["label"] == "y"
+    result = run(build(tmp_path, rows), tmp_path)
+    assert checks(result)["near_two_labels"] == "fatal"
+    assert found(result, "near_two_labels") == [[4, 6]]
+
+
+def test_an_unknown_label_contradicts_none(tmp_path, rows):
+    for number, row in enumerate(rows):
+        row["a"], row["b"] = str(number // 2 % 2), str(number // 4 % 2)
+    rows[0]["a"], rows[0]["b"], rows[1]["a"], rows[1]["b"] = "1", "", "1", "0"
+    (tmp_path / "images" / "01.png").write_bytes((tmp_path / "images" / "00.png").read_bytes())
+    assert "two_labels" not in checks(run(build(tmp_path, rows, label_columns=["a", "b"]), tmp_path))
+
+
+def test_class_folders_are_no_confounder(tmp_path, rows):
+    for row in rows:
+        (tmp_path / row["label"]).mkdir(exist_ok=True)
+        path = f"{row['label']}/{Path(row['path']).name}"
+        (tmp_path / row["path"]).rename(tmp_path / path)
+        row["path"] = path
+    result = run(build(tmp_path, rows), tmp_path)
+    assert "confounders" not in checks(result)
+    assert "source folder" not in {one.name for one in result.predictors}
+
+
+def test_what_may_be_behind_a_split_that_fails_is_told(tmp_path, rows):
+    for row in rows:
+        del row["split"]
+        (tmp_path / row["path"]).write_bytes((tmp_path / "images" / "00.png").read_bytes())
+    (tmp_path / "images" / "09.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, rows, on_unreadable="skip")
+    text = str(caught.value)
+    assert "copies are kept together" in text
+    assert "images/00.png and images/01.png and images/02.png" in text
+    assert "images/09.png: is empty" in text

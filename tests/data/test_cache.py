@@ -30,3 +30,12 @@ def test_only_the_user_may_read_what_is_kept(tmp_path):
     remembered(tmp_path, "sums", ["a"], lambda: 1)
     (file,) = tmp_path.iterdir()
     assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_only_means_that_nothing_is_kept(tmp_path, monkeypatch):
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    assert remembered(tmp_path, "sums", ["a"], lambda: 1) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -592,3 +592,46 @@ def test_real_files_without_a_picture_are_refused_in_one_line(real, name):
 
 def test_all_real_files_are_tested(real):
     assert sorted(path.stem for path in real.glob("*.dcm")) == sorted([*READABLE, *UNREADABLE])
+
+
+@pytest.mark.parametrize(("dtype", "value", "representation"), [("uint16", -1, "SS"), ("int16", 63536, "US")])
+def test_padding_in_the_other_sign_is_padding_all_the_same(tmp_path, dtype, value, representation):
+    film = random_film(bottom=0, top=2000, dtype=dtype)
+    film[:20] = np.array(value % 2**16, dtype=np.uint16).view(dtype)
+    dataset = dataset_of(film, BitsStored=16)
+    dataset.add_new("PixelPaddingValue", representation, value)
+    found = _read(saved(tmp_path / "a.dcm", dataset))[..., 0]
+    assert (found[:20] == 0).all()
+    rest = _shown(tmp_path, film[20:], BitsStored=16)
+    np.testing.assert_array_equal(found[20:], rest)
+
+
+def test_a_table_s_first_value_may_be_signed_though_it_is_written_unsigned(tmp_path):
+    film = random_film(bottom=-2000, top=2000, dtype="int16")
+    item = Dataset()
+    item.LUTDescriptor = [4096, 2**16 - 2048, 16]
+    item.add_new("LUTData", "OW", np.arange(0, 2 * 4096, 2).astype("<u2").tobytes())
+    tables = Sequence([item])
+    tables[0]["LUTDescriptor"].VR = "US"
+    dataset = dataset_of(film, BitsStored=16, VOILUTSequence=tables)
+    found = _read(saved(tmp_path / "a.dcm", dataset))[..., 0]
+    np.testing.assert_allclose(found, (film.astype(float) + 2048) * 2 / (2 * 4095) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("place", ["PerFrame", "Shared"])
+def test_an_enhanced_file_s_frame_has_its_own_window_and_rescale(tmp_path, place):
+    film = random_film()
+    window, rescale, group = Dataset(), Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = 900, 1200
+    rescale.RescaleSlope, rescale.RescaleIntercept = 1, -1024
+    group.FrameVOILUTSequence = Sequence([window])
+    group.PixelValueTransformationSequence = Sequence([rescale])
+    dataset = dataset_of(film, BitsStored=12, **{f"{place}FunctionalGroupsSequence": Sequence([group])})
+    found = _read(saved(tmp_path / "a.dcm", dataset))[..., 0]
+    np.testing.assert_allclose(found, _window(film.astype(int) - 1024, "LINEAR", 900, 1200), atol=0.51)
+
+
+def test_a_slope_beyond_all_bounds_counts_as_damaged(tmp_path):
+    film = random_film()
+    found = _shown(tmp_path, film, BitsStored=12, RescaleSlope="1e300", RescaleIntercept=0)
+    np.testing.assert_array_equal(found, _as_png(tmp_path, film))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from medxfer.data.dicom_files import write_dicom
@@ -48,13 +49,13 @@ def test_each_picture_is_a_row_with_what_its_tags_say(tmp_path):
 
 
 def test_a_patient_s_name_is_the_standard_s_keyed_hash(tmp_path):
-    _film(tmp_path / "1.dcm", "17", IssuerOfPatientID="here")
+    _film(tmp_path / "1.dcm", "17", IssuerOfPatientID="here")  # which other files of the patient may lack
     table, _ = scan_folder(tmp_path, workers=1)
     key = (tmp_path / KEY_FILE).read_bytes()
-    expected = hmac.new(key, b"17\x1fhere", hashlib.sha256).hexdigest()
+    expected = hmac.new(key, b"17", hashlib.sha256).hexdigest()
     assert table["patient_id"][0] == expected[:16]
-    assert keyed_hash("17\x1fhere", key) != keyed_hash("17\x1fthere", key)
-    assert keyed_hash("17\x1fhere", b"another key") != table["patient_id"][0]
+    assert keyed_hash("17", key) != keyed_hash("18", key)
+    assert keyed_hash("17", b"another key") != table["patient_id"][0]
 
 
 def test_the_key_is_kept_and_closed_to_others(tmp_path):
@@ -87,6 +88,26 @@ def test_files_without_a_picture_or_a_patient_are_told(tmp_path):
     assert [path for path, _ in others] == ["plan.dcm", "torn.dcm"]
     assert others[0][1] == "is a DICOM file without a picture (no pixel data)"
     assert "CANARY" not in str(others)
+
+
+def test_odd_files_do_no_harm(tmp_path):
+    folder = tmp_path / "pacs"
+    formula = DataElement("Modality", "CS", "=1+1", validation_mode=pydicom.config.IGNORE)
+    dataset = pydicom.dcmread(_film(folder / "1.dcm", "17"))
+    dataset.add(formula)
+    dataset.save_as(folder / "1.dcm")
+    _film(tmp_path / "elsewhere" / "2.dcm", "18")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(folder / "pipe.dcm")
+    (folder / os.fsdecode(b"\xff\xfe.dcm")).write_bytes((folder / "1.dcm").read_bytes())
+    table, others = scan_folder(folder, workers=1)
+    assert table["path"].tolist() == ["1.dcm"]
+    assert table["modality"].tolist() == ["1+1"]  # no formula in a spreadsheet
+    assert [reason for _, reason in others] == ["has a name that cannot be written to a table: rename it"]
+    (folder / KEY_FILE).unlink()
+    os.mkfifo(folder / KEY_FILE)
+    with pytest.raises(DataError, match="must hold 32 bytes"):
+        scan_folder(folder, workers=1)
 
 
 def test_nothing_to_scan_is_refused(tmp_path):

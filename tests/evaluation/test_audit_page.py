@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -125,3 +126,8 @@ def test_many_cases_are_folded_and_do_not_bloat_the_page(data):
 def test_the_verdict_counts(severities, expected):
     findings = [Finding("x", severity, "x") for severity in severities]
     assert verdict(Audit(findings, [], None)) == expected
+
+
+def test_names_that_matplotlib_would_read_are_drawn(data):
+    named = replace(data, manifest=replace(data.manifest, class_names=("_hidden", "a$b$c^{")))
+    page(named, [], [Predictor("cost_$_per_$_day", 0.7, 0.6, 0.8), Predictor("_x" * 40, 0.6, 0.5, 0.7)])
