@@ -246,8 +246,8 @@ def _similar(data: Collection, severity: str) -> Iterator[Finding]:
         text = f"{_count(len(within), 'pair')} of nearly identical images on the same side of the split"
         yield Finding("near_duplicates_together", WARNING, text, within)
     if contradicting:
-        text = f"{_count(len(contradicting), 'pair')} of nearly identical images with different labels: correct them"
-        yield Finding("near_two_labels", severity, text, contradicting)
+        text = f"{_count(len(contradicting), 'pair')} of nearly identical images with different labels: is that right?"
+        yield Finding("near_two_labels", WARNING, text, contradicting)  # follow-up films may differ in the finding
 
 
 def _contradict(targets: np.ndarray) -> bool:

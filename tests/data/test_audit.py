@@ -252,7 +252,7 @@ def test_nearly_the_same_picture_with_two_labels_is_named_also_on_one_side(tmp_p
     rows[4]["path"], rows[4]["label"], rows[5]["label"] = "images/04.jpg", "x", "x"
     assert rows[6]["label"] == "y"
     result = run(build(tmp_path, rows), tmp_path)
-    assert checks(result)["near_two_labels"] == "fatal"
+    assert checks(result)["near_two_labels"] == "warning"
     assert found(result, "near_two_labels") == [[4, 6]]
 
 
