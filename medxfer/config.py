@@ -64,10 +64,14 @@ class DataConfig:
     """Train although the audit found what makes the result false; the run says so."""
     augment: float = 1.0
     """Strength of augmentation; 0 is off, 1 the modality's usual ranges."""
+    views: int = 4
+    """Versions of each training image: epoch e draws version e mod views; 0: a new one in every epoch, never cached."""
     batch_size: int = 32
     """Images per step over all devices together."""
     num_workers: int | None = None
-    """Processes that prepare batches; null: one per core and device, at most 8."""
+    """Processes that prepare batches; null: one per core and device, at most 8, on a GPU; none on a CPU."""
+    resident: Literal["auto", "on", "off"] = "auto"
+    """Keep all pictures in the device's memory and augment there; auto: on a GPU where they fit in a third of it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class ModelConfig:
     """Width of the first of the two new layers."""
     dropout: float = 0.5
     """Probability of dropout between the two new layers."""
+    fold: bool = True
+    """Fold preprocessing and batch norm of everything that is not trained into its convolutions."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,8 @@ class TrainerConfig:
     """Only algorithms that give the same bits every time."""
     accumulate: int = 1
     """Batches whose gradients are added up for one step."""
+    compile: bool = False
+    """Compile the network (torch.compile): minutes at the start, for long runs; with CUDA graphs for small batches."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,14 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """What the frozen blocks give, computed once per version of an image and kept in <output_dir>/features."""
+
+    at: Literal["none", "head", "cut"] = "head"
+    """head: pooled features, for the head stage; cut: activations above the frozen blocks too, for both stages."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything `medxfer.train` can be told."""
 
@@ -222,6 +238,8 @@ class TrainConfig:
     """A run folder to go on with; its config.yaml is read."""
     debug: bool = False
     """Show tracebacks."""
+    profile: bool = False
+    """Write a Chrome trace and a table by block of some steps of each stage to <run>/profile."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     head_init: HeadInitConfig = field(default_factory=HeadInitConfig)
@@ -231,6 +249,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 @dataclass(frozen=True)
@@ -253,8 +272,8 @@ class EvaluateDataConfig:
     """A larger picture is refused before it is decoded."""
     allow_outside_root: bool = False
     """Read images whose path, or the target of whose link, leaves the image folder."""
-    batch_size: int = 64
-    """Images per step."""
+    batch_size: int | None = None
+    """Images per step; null: as many as fit and pay."""
     num_workers: int | None = None
     """Processes that prepare batches; null: one per core, at most 8."""
 
@@ -288,8 +307,8 @@ class PredictConfig:
     """The CSV to write."""
     max_pixels: int = 150_000_000
     """A larger picture is refused before it is decoded."""
-    batch_size: int = 64
-    """Images per step."""
+    batch_size: int | None = None
+    """Images per step; null: as many as fit and pay."""
     num_workers: int | None = None
     """Processes that decode; null: one per core, at most 8."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

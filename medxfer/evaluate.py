@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 
 from medxfer.config import EvaluateConfig, TrackingConfig
@@ -66,11 +67,12 @@ def evaluate(config: EvaluateConfig) -> int:
     refuse_known_images(run.folder, manifest, pictures)
 
     on_gpu = uses_gpu(config.accelerator)
+    torch.set_num_threads(cores())
     feed = PictureDataModule(
         pictures=pictures,
         targets=manifest.targets,
         splits=np.full(len(manifest), "test"),
-        batch_size=config.data.batch_size,
+        batch_size=config.data.batch_size or run.largest_batch(on_gpu=on_gpu),
         workers=choose_workers(config.data.num_workers, on_gpu=on_gpu),
         pin_memory=on_gpu,
     )

@@ -20,10 +20,10 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Config = TypeVar("Config")
 
-# What may differ between a run and its continuation: where it runs, and how long.
+# What may differ between a run and its continuation: where it runs, what it keeps, and how long.
 RESUMABLE = (
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "data.num_workers", "tracking.uri", "debug", "resume",
+    "data.num_workers", "tracking.uri", "cache.at", "profile", "debug", "resume",
 )  # fmt: skip
 EXTENDABLE = ("stages.head_epochs", "stages.finetune_epochs")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from medxfer.config import PredictConfig
@@ -54,9 +55,11 @@ def predict(config: PredictConfig) -> int:
     run = FinishedRun.open(Path(config.run))
     files = expand_inputs([Path(name) for name in config.inputs])
     on_gpu = uses_gpu(config.accelerator)
+    torch.set_num_threads(cores())
     workers = config.num_workers if config.num_workers is not None else min(cores(), 8)
     stream = FileStream(files, run.settings(config.max_pixels), workers=workers)
-    loader = DataLoader(stream, batch_size=config.batch_size, collate_fn=collate_files, pin_memory=on_gpu)
+    batch_size = config.batch_size or run.largest_batch(on_gpu=on_gpu)
+    loader = DataLoader(stream, batch_size=batch_size, collate_fn=collate_files, pin_memory=on_gpu)
     with PredictionWriter(output, files=files, run=run) as writer:
         trainer = build_predictor(accelerator=config.accelerator, precision=run.record["precision"], callbacks=[writer])
         trainer.predict(run.task(), loader, return_predictions=False)

@@ -4,7 +4,9 @@ import hashlib
 import json
 import resource
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,7 +42,8 @@ def write_start(
     found: Audit,
 ) -> None:
     """Write config.yaml, split.csv, audit.json and run.json before anything is trained."""
-    write_text(folder.config, to_yaml(replace(config, resume=None, debug=False)))  # these are of one call
+    kept = replace(config, resume=None, debug=False, profile=False)  # these are of one call
+    write_text(folder.config, to_yaml(kept))
     write_text(folder.audit, json.dumps(found.to_dict(data), indent=2, ensure_ascii=False) + "\n")
     columns = {
         "path": data.manifest.paths,
@@ -186,14 +189,15 @@ def log_evidence(
     config: TrackingConfig,
     summaries: Mapping[str, Mapping[str, Any]],
     *,
-    seconds: float,
+    seconds: Mapping[str, float],
 ) -> None:
     """Log the results, the figures and the best checkpoint; files with names of images only if the user asked.
 
     Those of the validation split are called `val_best/…`: `val/…` are the curves of all epochs.
     """
     named = {"val_best" if split == "val" else split: summary for split, summary in summaries.items()}
-    tracked.log_metrics({**flat_metrics(named), "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
+    times = {"seconds" if part == "all" else f"seconds/{part}": value for part, value in seconds.items()}
+    tracked.log_metrics({**flat_metrics(named), **times, "peak_memory_mb": peak_memory_mb()})
     tracked.log_files([folder.metrics, folder.history])
     if config.log_predictions:
         tracked.log_files([folder.predictions, folder.split])
@@ -221,6 +225,25 @@ def print_results(
     else:
         local = uri.startswith("sqlite:///") and "?" not in uri  # other addresses may hold a password
         print(f"  mlflow ui --backend-store-uri {uri if local else shareable_uri(uri)}")
+
+
+class Seconds:
+    """How long the parts of a verb took, and all of it since this was made."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Measure what happens inside."""
+        started = time.monotonic()
+        yield
+        self.parts[part] = time.monotonic() - started
+
+    def so_far(self) -> dict[str, float]:
+        """Return the seconds of each part, and of `all`."""
+        return {**self.parts, "all": time.monotonic() - self._started}
 
 
 def peak_memory_mb() -> float:

@@ -26,7 +26,9 @@ from medxfer.evaluation.predictions import Predictions
 from medxfer.models.loading import Description, load_network
 from medxfer.models.transfer import TransferNet
 from medxfer.run_folder import RunFolder
+from medxfer.training.inference import inference_batch
 from medxfer.training.task import TransferTask
+from medxfer.training.trainer import AMP
 
 
 def audit_collection(config: DataConfig, data: Collection, *, folder: Path, seed: int) -> Audit:
@@ -162,6 +164,14 @@ class FinishedRun:
         described = self.description
         return Settings(
             described.channels, described.image_size_px, described.fit, max_pixels=max_pixels, frame=described.frame
+        )
+
+    def largest_batch(self, *, on_gpu: bool) -> int:
+        """Return how many of its pictures to pass through the network at once."""
+        return inference_batch(
+            self.description.image_size_px,
+            bytes_per_value=2 if AMP[self.record["precision"]] is not None else 4,
+            device=torch.device("cuda" if on_gpu else "cpu"),
         )
 
     def task(self) -> TransferTask:

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,8 +16,10 @@ import torch
 from medxfer.config import TrainConfig
 from medxfer.data.audit import refuse_fatal
 from medxfer.data.augment import build_augmentation
+from medxfer.data.batch_augment import build_batch_augmentation
 from medxfer.data.collection import CHANNELS, Collection, build_collection
-from medxfer.data.datamodule import PictureDataModule, choose_workers, cores
+from medxfer.data.datamodule import PictureDataModule, choose_device, choose_workers, cores
+from medxfer.data.manifest import Manifest
 from medxfer.errors import ConfigError
 from medxfer.evaluation.metrics import build_epoch_metrics, youden_thresholds
 from medxfer.evaluation.predictions import write_predictions
@@ -28,6 +29,7 @@ from medxfer.models.transfer import TransferNet, build_network
 from medxfer.models.weights import load_source
 from medxfer.parsing import absolute_paths, check_training, parse_config, resume_config
 from medxfer.records import (
+    Seconds,
     log_evidence,
     log_start,
     peak_memory_mb,
@@ -44,12 +46,16 @@ from medxfer.training.callbacks.freezing import Stages
 from medxfer.training.callbacks.history import History
 from medxfer.training.callbacks.initialization import HeadInitialization
 from medxfer.training.callbacks.interruption import Interruption, TrainingInterruptedError
+from medxfer.training.callbacks.profiling import Profiling
 from medxfer.training.callbacks.progress import progress_bar
+from medxfer.training.callbacks.throughput import Throughput
+from medxfer.training.features import FeatureCache
+from medxfer.training.inference import inference_batch
 from medxfer.training.losses import build_loss
 from medxfer.training.optim import build_optimizer
 from medxfer.training.stages import StagePlan
 from medxfer.training.task import TransferTask
-from medxfer.training.trainer import build_trainer, resolve_precision, uses_gpu
+from medxfer.training.trainer import AMP, Precision, build_trainer, compiler_options, resolve_precision, uses_gpu
 from medxfer.validation import training_faults
 from medxfer.verbs import run_verb
 
@@ -74,33 +80,39 @@ def train(config: TrainConfig) -> int:
         MedxferError: a mistake of the user's; nothing was started, or what was saved is intact.
     """
     on_gpu = uses_gpu(config.trainer.accelerator)
+    torch.set_num_threads(cores())
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     place = RunPlace.of(config)
-    store = Path(config.output_dir) / "pixels"
-    data = build_collection(config.data, store_folder=store, seed=config.seed, workers=cores())
+    store, seconds = Path(config.output_dir) / "pixels", Seconds()
+    with seconds.of("decoding"):
+        data = build_collection(config.data, store_folder=store, seed=config.seed, workers=cores())
     if place.resumed:
         refuse_changed_data(place.record, data)
-    found = audit_collection(config.data, data, folder=store, seed=config.seed)
+    with seconds.of("audit"):
+        found = audit_collection(config.data, data, folder=store, seed=config.seed)
     refuse_fatal(found, allow_leaks=config.data.allow_leaks, source=Path(str(config.data.source)).name)
     net, description, weights_digest = build_net(config, data, place)
     precision = place.record.get("precision") or resolve_precision(config.trainer.precision, on_gpu=on_gpu)
+    feed = build_feed(config, data, precision, on_gpu=on_gpu)
+    plan = StagePlan(config.stages.head_epochs, config.stages.finetune_epochs)
+    feed.keeper = cache = build_cache(config, data, feed, net, plan, precision)
+    over = "finetune" in place.folder.stages_begun()
+    cache.prepare([feed.training_examples(), feed.examples("val")], head_over=over)
     tracked = place.enter(config)
     with place.folder.noting_the_end(), tracked.ending_as("FAILED", interrupted="KILLED"):
-        started = time.monotonic()
         write_start(place.folder, config, data, description, tracked, precision, weights_digest, found)
         log_start(tracked, place.folder, config, data, resumed=place.resumed)
         print_start(config, data, net, description, precision, found, on_gpu=on_gpu)
-        feed = build_feed(config, data, on_gpu=on_gpu)
         write_contact_sheet(feed, data.manifest, place.folder.figures / "augmentation.png")
-
-        plan = StagePlan(config.stages.head_epochs, config.stages.finetune_epochs)
+        if config.trainer.compile:
+            net.compile(**compiler_options(config.data.batch_size, on_gpu=on_gpu))
         task = build_task(config, data, net, description)
         trainer = build_trainer(
             config.trainer,
             optim=config.optim,
             precision=precision,
             logger=tracked.logger,
-            callbacks=build_callbacks(config, place.folder, net, plan),
+            callbacks=build_callbacks(config, place.folder, net, plan, cache),
             max_epochs=plan.total_epochs,
             progress_bar=progress_bar(plan),
         )
@@ -113,25 +125,12 @@ def train(config: TrainConfig) -> int:
             place.folder.say_how_to_resume()
             return 130
 
-        best, _ = load_network(place.folder.best)
-        task.net.load_state_dict(best.state_dict())
-        val = predict_split(trainer, task, feed, data.manifest, "val")
-        thresholds = youden_thresholds(val.probs, val.targets, task=val.task)
-        place.folder.update_record({"thresholds": thresholds})
-        test = predict_split(trainer, task, feed, data.manifest, "test")
-        write_predictions(place.folder.predictions, [val, test])
-        summaries = write_evidence(
-            {"val": val, "test": test},
-            thresholds=thresholds,
-            metrics_file=place.folder.metrics,
-            figures=place.folder.figures,
-            history=pd.read_csv(place.folder.history),
-            seed=config.seed,
-        )
-        seconds = time.monotonic() - started
-        log_evidence(tracked, place.folder, config.tracking, summaries, seconds=seconds)
+        with seconds.of("evaluation"):
+            summaries = test_best(trainer, task, feed, data.manifest, place.folder, seed=config.seed)
+        times = {**seconds.so_far(), "features": cache.seconds}
+        log_evidence(tracked, place.folder, config.tracking, summaries, seconds=times)
         tracked.finish("FINISHED")
-        place.folder.update_record({"status": "FINISHED", "seconds": seconds, "peak_memory_mb": peak_memory_mb()})
+        place.folder.update_record({"status": "FINISHED", "seconds": times["all"], "peak_memory_mb": peak_memory_mb()})
     print_results(place.folder, config, summaries, has_patients=data.manifest.patients is not None)
     return 0
 
@@ -235,18 +234,52 @@ def build_net(config: TrainConfig, data: Collection, place: RunPlace) -> tuple[T
     return net, description, source.digest
 
 
-def build_feed(config: TrainConfig, data: Collection, *, on_gpu: bool) -> PictureDataModule:
+def build_feed(config: TrainConfig, data: Collection, precision: Precision, *, on_gpu: bool) -> PictureDataModule:
     """Build the data module over the decoded pictures."""
+    asked = config.data
+    device = torch.device("cuda" if on_gpu else "cpu")
+    bytes_per_value = 2 if AMP[precision] is not None else 4
     return PictureDataModule(
         pictures=data.pictures,
         targets=data.manifest.targets,
         splits=data.splits,
-        batch_size=config.data.batch_size,
-        workers=choose_workers(config.data.num_workers, on_gpu=on_gpu),
+        batch_size=asked.batch_size,
+        eval_batch_size=inference_batch(asked.image_size_px, bytes_per_value=bytes_per_value, device=device),
+        workers=choose_workers(asked.num_workers, on_gpu=on_gpu),
         least_batch=2 if config.model.suffix_batch_norm == "train" else 1,
-        augment=build_augmentation(config.data.modality, config.data.augment),
+        augment=build_augmentation(asked.modality, asked.augment),
+        views=asked.views,
         seed=config.seed,
         pin_memory=on_gpu,
+        device=choose_device(asked.resident, rows=len(data.pictures), row_bytes=data.pictures[0].nbytes, device=device),
+        batch_augment=build_batch_augmentation(asked.modality, asked.augment),
+    )
+
+
+def build_cache(
+    config: TrainConfig, data: Collection, feed: PictureDataModule, net: TransferNet, plan: StagePlan,
+    precision: Precision,
+) -> FeatureCache:  # fmt: skip
+    """Build what keeps the activations of the frozen blocks, by everything that decides them."""
+    return FeatureCache(
+        net=net,
+        plan=plan,
+        at=config.cache.at,
+        folder=Path(config.output_dir) / "features",
+        digests=data.pictures.file_digests(),
+        identity={
+            "pixels": data.pictures.settings_name(),
+            "image_size_px": config.data.image_size_px,
+            "channels": CHANNELS[config.data.modality],
+            "modality": config.data.modality,
+            "augment": config.data.augment,
+            "augment_on": "cpu" if feed.device is None else "device",
+            "seed": config.seed,
+            "device": "cuda" if feed.pin_memory else "cpu",
+        },
+        amp=AMP[precision],
+        batch_size=feed.eval_batch_size or feed.batch_size,
+        pin_memory=feed.pin_memory,
     )
 
 
@@ -265,8 +298,39 @@ def build_task(config: TrainConfig, data: Collection, net: TransferNet, descript
     )
 
 
+def test_best(
+    trainer: lightning.Trainer,
+    task: TransferTask,
+    feed: PictureDataModule,
+    manifest: Manifest,
+    folder: RunFolder,
+    *,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Fix the threshold on the validation split, then test the best epoch once, and write the evidence.
+
+    Returns:
+        What metrics.json holds.
+    """
+    best, _ = load_network(folder.best)
+    task.net.load_state_dict(best.state_dict())
+    val = predict_split(trainer, task, feed, manifest, "val")
+    thresholds = youden_thresholds(val.probs, val.targets, task=val.task)
+    folder.update_record({"thresholds": thresholds})
+    test = predict_split(trainer, task, feed, manifest, "test")
+    write_predictions(folder.predictions, [val, test])
+    return write_evidence(
+        {"val": val, "test": test},
+        thresholds=thresholds,
+        metrics_file=folder.metrics,
+        figures=folder.figures,
+        history=pd.read_csv(folder.history),
+        seed=seed,
+    )
+
+
 def build_callbacks(
-    config: TrainConfig, folder: RunFolder, net: TransferNet, plan: StagePlan
+    config: TrainConfig, folder: RunFolder, net: TransferNet, plan: StagePlan, cache: FeatureCache
 ) -> list[lightning.Callback]:
     """List what acts during the fit, in the order in which it acts."""
     init = config.head_init
@@ -284,12 +348,18 @@ def build_callbacks(
         every_minutes=config.checkpoint.every_minutes,
         keep=config.checkpoint.keep,
     )
+    interruption = Interruption(checkpointing=checkpointing)
+    cache.interrupted = lambda: interruption.asked
+    throughput = Throughput(plan=plan)
+    profiling = [Profiling(folder=folder.path / "profile", plan=plan)] if config.profile else []
     return [
+        *profiling,  # first, so that no other callback falls into its steps
         HeadInitialization(head=net.head, initialize=initialize, seed=config.seed),
         Stages(net=net, plan=plan, optim=config.optim, patience=config.stages.patience, monitor=config.stages.monitor),
-        History(path=folder.history, plan=plan),
+        throughput,
+        History(path=folder.history, plan=plan, throughput=throughput),
         checkpointing,
-        Interruption(checkpointing=checkpointing),
+        interruption,
     ]
 
 

@@ -28,6 +28,7 @@ def data_faults(data: DataConfig) -> Iterator[str]:
         both = f"{data.val_fraction:g} + {data.test_fraction:g}"
         yield f"data.val_fraction + data.test_fraction must leave images to train on, got {both}"
     yield from _outside("data.augment", data.augment, 0, 3)
+    yield from _outside("data.views", data.views, 0, 10_000)
     yield from feeding_faults(data.batch_size, data.num_workers, section="data.")
     if not data.label_columns:
         yield "data.label_columns must name at least one column, got an empty list"
@@ -61,9 +62,10 @@ def name_faults(setting: str, name: str) -> Iterator[str]:
         yield f"{setting} must have at most {MAX_NAME_BYTES} bytes, got {len(name.encode())}"
 
 
-def feeding_faults(batch_size: int, num_workers: int | None, *, section: str = "") -> Iterator[str]:
+def feeding_faults(batch_size: int | None, num_workers: int | None, *, section: str = "") -> Iterator[str]:
     """Yield what is wrong with the two settings that every verb has; `section` stands before their names."""
-    yield from _outside(f"{section}batch_size", batch_size, 1, math.inf)
+    if batch_size is not None:
+        yield from _outside(f"{section}batch_size", batch_size, 1, math.inf)
     if num_workers is not None:
         yield from _outside(f"{section}num_workers", num_workers, 0, 512)
 
@@ -97,6 +99,13 @@ def _model_faults(config: TrainConfig) -> Iterator[str]:
             yield f"{name} must hold finite numbers, got {values}"
         elif values is not None and name == "model.input_std" and min(values) <= 0:
             yield f"model.input_std must be positive, got {values}"
+    if config.cache.at == "cut" and model.freeze_until == "none":
+        yield "cache.at: cut keeps what the frozen blocks give, but model.freeze_until is none: choose head or none"
+    if config.cache.at == "cut" and not config.data.views and config.data.augment:
+        yield (
+            "cache.at: cut keeps the versions of each image, but data.views is 0, new ones in every epoch: set "
+            "data.views to at least 1, or cache.at to none"
+        )
     yield from _outside("model.hidden_features", model.hidden_features, 1, 65536)
     yield from _outside("model.dropout", model.dropout, 0, 1, open_high=True)
     if model.weights == "none":

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 # A run's own, never a file's.
-OWN = {"resume", "debug"}
+OWN = {"resume", "debug", "profile"}
 
 
 def test_all_are_there():

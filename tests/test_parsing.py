@@ -29,7 +29,8 @@ def refusal(*argv: str) -> str:
 def test_every_shipped_config_is_complete_and_can_be_trained_with(path):
     config = read("--config", str(path), "--data.source", "labels.csv")
     check_training(config)
-    assert set(flatten(yaml.safe_load(path.read_text()))) == set(flatten(asdict(config))) - {"resume", "debug"}
+    of_a_call = {"resume", "debug", "profile"}
+    assert set(flatten(yaml.safe_load(path.read_text()))) == set(flatten(asdict(config))) - of_a_call
     header = path.read_text().splitlines()[:4]
     assert all(line.startswith("#") for line in header)
     assert any(f"python -m medxfer.train --config configs/{path.name}" in line for line in header)
@@ -159,6 +160,7 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     [
         ("--trainer.accelerator=cpu",), ("--trainer.devices=2",), ("--trainer.num_nodes=2",), ("--data.num_workers=3",),
         ("--tracking.uri=http://x",), ("--debug",), ("--stages.head_epochs=9",), ("--stages.finetune_epochs=99",),
+        ("--cache.at=cut",), ("--profile",),
     ],
 )  # fmt: skip
 def test_what_may_differ_on_resume(tmp_path, argv):

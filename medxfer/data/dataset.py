@@ -28,6 +28,7 @@ class PictureDataset(Dataset[dict[str, Tensor]]):
         targets: of all rows of the store, (N,) or (N, K).
         augment: picture and seed → picture; None: pictures as they are.
         seed: of the augmentation.
+        views: versions of each image: epoch e draws version e mod `views`; 0: a new one in every epoch.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class PictureDataset(Dataset[dict[str, Tensor]]):
         targets: np.ndarray,
         augment: Augmentation | None = None,
         seed: int = 0,
+        views: int = 0,
     ) -> None:
         self.pictures = pictures
         self.rows = rows
+        self.views = views
         self.targets = torch.from_numpy(np.ascontiguousarray(targets))
         self.augment = augment
         self.seed = seed
@@ -49,18 +52,33 @@ class PictureDataset(Dataset[dict[str, Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, index: Index) -> dict[str, Tensor]:
-        epoch, position = index
-        row = int(self.rows[position])
+        row = int(self.rows[index[1]])
         image = np.array(self.pictures[row])
         if self.augment is not None:
-            image = self.augment(image, augmentation_seed(self.seed, epoch, row))
+            image = self.augment(image, self.seed_of(index))
         return {
             "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
             "target": self.targets[row],
             "row": torch.tensor(row),
         }
 
+    def labels(self, positions: np.ndarray) -> dict[str, Tensor]:
+        """Return `target` and `row` of some images of the split."""
+        rows = torch.from_numpy(self.rows[positions])
+        return {"target": self.targets[rows], "row": rows}
 
-def augmentation_seed(seed: int, epoch: int, row: int) -> int:
-    """Return the seed of one image's augmentation in one epoch, below 2³²."""
-    return int(np.random.SeedSequence((seed, epoch, row)).generate_state(1)[0])
+    def view(self, epoch: int) -> int:
+        """Return which version of its images an epoch draws."""
+        if self.augment is None:
+            return 0
+        return epoch % self.views if self.views else epoch
+
+    def seed_of(self, index: Index) -> int:
+        """Return the seed of an image's augmentation in an epoch, below 2³²."""
+        epoch, position = index
+        return augmentation_seed(self.seed, self.view(epoch), int(self.rows[position]))
+
+
+def augmentation_seed(seed: int, view: int, row: int) -> int:
+    """Return the seed of one version of one image, below 2³²."""
+    return int(np.random.SeedSequence((seed, view, row)).generate_state(1)[0])

@@ -1,10 +1,9 @@
 """The order in which images are seen: a pure function of the seed and the epoch."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 Index = tuple[int, int]
 """(epoch, row): the data set draws its augmentation from both."""
@@ -92,26 +91,3 @@ class InOrder(Sampler[Index]):
 
     def __iter__(self) -> Iterator[Index]:
         return ((0, row) for row in self.rows)
-
-
-class ResumableLoader(DataLoader):
-    """A data loader that can go on in the middle of an epoch: it counts what it gave, and skips that much.
-
-    Its batch sampler must be an `EpochBatches`.
-    """
-
-    given = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.given = self.batch_sampler.skip  # type: ignore[union-attr]
-        for batch in super().__iter__():
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the epoch were given; 0 after the last."""
-        return {"given": self.given % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next epoch's iteration begin behind the batches that were given."""
-        self.batch_sampler.skip = state["given"]  # type: ignore[union-attr]

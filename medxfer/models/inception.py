@@ -4,11 +4,12 @@ The modules and their names are torchvision's, so a state dict fits both ways. T
 1000-class layer are left out: transfer does not use them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.inception import inception_v3
+from torch.profiler import record_function
+from torchvision.models.inception import BasicConv2d, inception_v3
 
 FEATURES = 2048
 """Number of pooled features, the width of the network's end."""
@@ -47,21 +48,12 @@ class InceptionBackbone(nn.Module):
         """Return the blocks of those names."""
         return [self.get_submodule(name) for name in names]
 
-    def run(self, x: Tensor, names: Iterable[str]) -> Tensor:
-        """Pass activations through the named blocks and the poolings that belong to them.
-
-        Args:
-            x: (B, C, H, W), what the first named block expects.
-            names: consecutive names of `BLOCK_NAMES`.
-
-        Returns:
-            (B, C', H', W').
-        """
+    def with_poolings(self, names: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the named blocks and the poolings that belong to them, with their names."""
         for name in names:
-            x = self.get_submodule(name)(x)
+            yield name, self.get_submodule(name)
             if name in POOL_AFTER:
-                x = self.get_submodule(POOL_AFTER[name])(x)
-        return x
+                yield POOL_AFTER[name], self.get_submodule(POOL_AFTER[name])
 
     @staticmethod
     def pool(x: Tensor) -> Tensor:
@@ -70,7 +62,31 @@ class InceptionBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised pictures (B, 3, H, W) → pooled features (B, 2048)."""
-        return self.pool(self.run(x, BLOCK_NAMES))
+        return self.pool(run_blocks(self, x, BLOCK_NAMES))
+
+
+def run_blocks(holder: nn.Module, x: Tensor, names: Iterable[str]) -> Tensor:
+    """Pass activations through blocks and the poolings that belong to them.
+
+    Args:
+        holder: has the blocks and poolings as submodules of those names.
+        x: (B, C, H, W), what the first named block expects.
+        names: consecutive names of `BLOCK_NAMES`.
+
+    Returns:
+        (B, C', H', W').
+    """
+    for name in names:
+        with record_function(f"block/{name}"):
+            x = holder.get_submodule(name)(x)
+            if name in POOL_AFTER:
+                x = holder.get_submodule(POOL_AFTER[name])(x)
+    return x
+
+
+def conv_and_norm(module: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+    """Return the two parts of a convolution → batch norm → ReLU; None of any other module."""
+    return (module.conv, module.bn) if isinstance(module, BasicConv2d) else None
 
 
 def initialize_from_scratch(backbone: InceptionBackbone, *, generator: torch.Generator) -> None:

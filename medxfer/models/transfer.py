@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from medxfer.config import ModelConfig
+from medxfer.models.folding import FoldedBlocks, Preprocessing
 from medxfer.models.head import Head
-from medxfer.models.inception import InceptionBackbone, initialize_from_scratch, split_blocks
+from medxfer.models.inception import InceptionBackbone, initialize_from_scratch, run_blocks, split_blocks
 from medxfer.models.weights import SourceWeights
+
+Level = Literal["image", "cut", "pooled"]
+"""What a network is fed: pictures, activations at the cut, or pooled features."""
+
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class NetworkSpec:
     suffix_batch_norm: Literal["frozen", "train"]
     input_mean: tuple[float, float, float]
     input_std: tuple[float, float, float]
+    fold: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists."""
@@ -46,6 +54,10 @@ class TransferNet(nn.Module):
 
     Shapes: uint8 (B, C, H, W) in 0..255 with C = 1 or 3 → logits (B, outputs). One channel is replicated three times.
 
+    With `spec.fold` everything that is not trained runs as a folded copy (`medxfer.models.folding`): the prefix always,
+    the suffix while `head_only` is set and wherever nothing is trained (evaluation, prediction). What an image gives
+    there does not depend on its batch.
+
     Args:
         spec: cut, head and preprocessing; `input_mean` and `input_std` are on 0..1, per channel.
     """
@@ -62,6 +74,9 @@ class TransferNet(nn.Module):
         self.register_buffer("input_mean", _per_channel(spec.input_mean))
         self.register_buffer("input_std", _per_channel(spec.input_std))
         self.head_only = False
+        self._folded_prefix = FoldedBlocks(self.prefix_names)
+        self._folded_suffix = FoldedBlocks(self.suffix_names)
+        self._run_tuned = run_blocks
         for block in self.prefix_blocks():
             block.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,6 +99,7 @@ class TransferNet(nn.Module):
         """Change the mode of the head and of the tuned blocks; what is frozen stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
+        self._folded_suffix.forget()
         if mode and not self.head_only:
             for block in self.suffix_blocks():
                 block.train()
@@ -99,6 +115,19 @@ class TransferNet(nn.Module):
 
         Returns:
             (B, 3, H, W) float32, channels last.
+        """
+        with record_function("block/normalize"):
+            scaled = images.to(self.input_mean.dtype) / 255.0
+            return ((scaled - self.input_mean) / self.input_std).contiguous(memory_format=torch.channels_last)
+
+    def to_cut(self, images: Tensor) -> Tensor:
+        """Run the frozen prefix, without gradient.
+
+        Args:
+            images: uint8 (B, C, H, W) in 0..255, C = 1 or 3.
+
+        Returns:
+            Activations at the cut (B, C', H', W'), channels last; the pictures themselves if nothing is frozen.
 
         Raises:
             ValueError: another shape or dtype.
@@ -108,21 +137,59 @@ class TransferNet(nn.Module):
                 f"images must be uint8 (B, 1 or 3, H, W), found {images.dtype} {tuple(images.shape)}: pass pictures as "
                 "they are stored, 0 to 255, and leave scaling to the network"
             )
-        scaled = images.to(self.input_mean.dtype) / 255.0
-        return ((scaled - self.input_mean) / self.input_std).contiguous(memory_format=torch.channels_last)
-
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 pictures (B, C, H, W) → pooled features (B, 2048)."""
+        if not self.prefix_names:
+            return images
         with torch.no_grad():
-            x = self.backbone.run(self.normalize(images), self.prefix_names)
-        if self.head_only:
-            with torch.no_grad():
-                return self.backbone.pool(self.backbone.run(x, self.suffix_names))
-        return self.backbone.pool(self.backbone.run(x, self.suffix_names))
+            x = _never_one(images)
+            if self.spec.fold:
+                x = self._folded_prefix(x, self.backbone, self._preprocessing())
+            else:
+                x = run_blocks(self.backbone, self.normalize(x), self.prefix_names)
+            return x[: len(images)]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 pictures (B, C, H, W) → logits (B, outputs)."""
-        return self.head(self.features(images))
+    def to_pooled(self, x: Tensor) -> Tensor:
+        """Activations at the cut (B, C', H', W') → pooled features (B, 2048)."""
+        if not self.head_only and (self.training or torch.is_grad_enabled()):
+            x = x if self.prefix_names else self.normalize(x)
+            return self.backbone.pool(self._run_tuned(self.backbone, x, self.suffix_names))
+        count = len(x)
+        with torch.no_grad():
+            x = _never_one(x)
+            if self.suffix_names and self.spec.fold:
+                x = self._folded_suffix(x, self.backbone, self._preprocessing())
+            else:
+                x = run_blocks(self.backbone, x if self.prefix_names else self.normalize(x), self.suffix_names)
+            return self.backbone.pool(x)[:count]
+
+    def forward(self, x: Tensor, level: Level = "image") -> Tensor:
+        """Compute logits.
+
+        Args:
+            x: uint8 pictures (B, C, H, W); or, by level, activations at the cut (B, C', H', W') as `to_cut` gives them,
+                or pooled features (B, 2048) as `to_pooled` gives them.
+            level: what x is.
+
+        Returns:
+            Logits (B, outputs).
+        """
+        if level == "image":
+            x = self.to_cut(x)
+        if level != "pooled":
+            x = self.to_pooled(x)
+        with record_function("block/head"):
+            return self.head(x)
+
+    def compile(self, **options: Any) -> None:
+        """Compile prefix and suffix by `torch.compile`, which takes a minute or more at their first use.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        self._folded_prefix.compiler = self._folded_suffix.compiler = options
+        self._run_tuned = torch.compile(run_blocks, **options)
+
+    def _preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.input_mean, self.input_std)
 
 
 def build_network(
@@ -151,6 +218,7 @@ def build_network(
         suffix_batch_norm=config.suffix_batch_norm,
         input_mean=mean,
         input_std=source.input_std,
+        fold=config.fold,
     )
     network = TransferNet(spec)
     if source.state_dict is None:
@@ -164,6 +232,11 @@ def count_parameters(network: TransferNet) -> tuple[int, int]:
     """Return how many parameters are frozen and how many are trained."""
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     return frozen, sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def _never_one(x: Tensor) -> Tensor:
+    """Double a single image: for a batch of one, libraries choose other algorithms, with other roundings."""
+    return torch.cat([x, x]) if len(x) == 1 else x
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

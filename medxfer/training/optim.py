@@ -80,7 +80,15 @@ def build_optimizer(config: OptimConfig, *, suffix: dict[str, nn.Module], head: 
         layer_decay=config.layer_decay,
         weight_decay=config.weight_decay,
     )
-    return OPTIMIZERS[config.name](groups, config)
+    optimizer = OPTIMIZERS[config.name](groups, config)
+    optimizer.register_step_post_hook(_note_changes)
+    return optimizer
+
+
+def _note_changes(optimizer: Optimizer, *_: Any) -> None:
+    """Count a new version of each parameter, by which folded copies see that they are old: fused steps do not."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
 
 
 def schedule_factor(

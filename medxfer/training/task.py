@@ -1,7 +1,7 @@
 """The LightningModule: one network, one loss, one optimizer, and what is logged of them."""
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -9,18 +9,21 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from medxfer.models.transfer import TransferNet
+from medxfer.models.transfer import LEVELS, TransferNet
 from medxfer.models.weights import NETWORK_KEY
 
 
 class Batch(TypedDict):
     """What the data module yields.
 
-    `image`: uint8 (B, C, S, S) in 0..255. `target`: int64 (B,) or float32 (B, K) of 1, 0, NaN. `row`: int64 (B,), the
+    One of `image`, uint8 (B, C, S, S) in 0..255; `cut`, activations at the cut (B, C', H', W'); and `pooled`, pooled
+    features (B, 2048). `target`: int64 (B,) or float32 (B, K) of 1, 0, NaN. `row`: int64 (B,), the
     image's row in the manifest.
     """
 
-    image: Tensor
+    image: NotRequired[Tensor]
+    cut: NotRequired[Tensor]
+    pooled: NotRequired[Tensor]
     target: Tensor
     row: Tensor
 
@@ -98,14 +101,14 @@ class TransferTask(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch → its loss."""
-        loss = self.loss(self.net(batch["image"]).float(), batch["target"])
+        loss = self.loss(self._logits(batch), batch["target"])
         size = len(batch["row"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to what the validation loss and metrics are computed from."""
-        logits = self.net(batch["image"]).float()
+        logits = self._logits(batch)
         self._val_outputs.append((logits, batch["target"]))
         self._metrics().update(self.probabilities(logits), batch["target"])
 
@@ -122,7 +125,15 @@ class TransferTask(LightningModule):
         """One batch → rows (B,) and probabilities (B, K); a batch without a readable image → none of both."""
         if not len(batch["row"]):
             return batch["row"].cpu(), torch.empty(0, self.net.spec.outputs)
-        return batch["row"].cpu(), self.probabilities(self.net(batch["image"]).float()).cpu()
+        return batch["row"].cpu(), self.probabilities(self._logits(batch)).cpu()
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Run what is left of the network above what the batch holds: (B, K) float32."""
+        held = cast(dict[str, Tensor], batch)
+        for level in LEVELS:
+            if level in held:
+                return self.net(held[level], level).float()
+        raise ValueError(f"a batch must hold one of {', '.join(LEVELS)}, found {', '.join(batch)}")
 
     def _metrics(self) -> Metric:
         if self.metrics is None:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -14,6 +14,12 @@ from medxfer.config import OptimConfig, TrainerConfig
 from medxfer.errors import ConfigError
 
 Precision = Literal["32-true", "bf16-mixed"]
+
+AMP: dict[Precision, torch.dtype | None] = {"32-true": None, "bf16-mixed": torch.bfloat16}
+"""The type of autocast, where it is on."""
+
+SMALL_BATCH = 32
+"""Up to this many images per step a GPU waits for the program that starts its kernels, which CUDA graphs avoid."""
 
 
 def uses_gpu(accelerator: str) -> bool:
@@ -38,6 +44,11 @@ def resolve_precision(precision: str, *, on_gpu: bool) -> Precision:
             native = capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
         precision = "bf16" if native else "32"
     return "bf16-mixed" if precision == "bf16" else "32-true"
+
+
+def compiler_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the options of `torch.compile` that pay for a batch on this kind of processor."""
+    return {"mode": "reduce-overhead"} if on_gpu and batch_size <= SMALL_BATCH else {}
 
 
 def quiet_lightning() -> None:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from medxfer.data.augment import PIPELINES, build_augmentation
+from medxfer.data.augment import RANGES, build_augmentation
 
 SIZE = 64
 CHANNELS = {"xray": 1, "dermoscopy": 3}
@@ -33,7 +33,7 @@ def test_shape_and_type_stay_and_the_picture_given_is_not_changed(modality, stre
     np.testing.assert_array_equal(picture, before)
 
 
-@pytest.mark.parametrize("modality", sorted(PIPELINES))
+@pytest.mark.parametrize("modality", sorted(RANGES))
 def test_the_result_is_a_pure_function_of_picture_and_seed(modality):
     picture, other = _picture(CHANNELS[modality]), _picture(CHANNELS[modality], seed=1)
     first, second = build_augmentation(modality, 1.0), build_augmentation(modality, 1.0)
@@ -47,7 +47,7 @@ def test_the_result_is_a_pure_function_of_picture_and_seed(modality):
         np.testing.assert_array_equal(second(picture, seed), picture_then)
 
 
-@pytest.mark.parametrize("modality", sorted(PIPELINES))
+@pytest.mark.parametrize("modality", sorted(RANGES))
 def test_seeds_give_different_pictures(modality):
     augment = build_augmentation(modality, 1.0)
     assert augment is not None
@@ -82,7 +82,7 @@ def test_every_second_lesion_is_mirrored():
     assert share == pytest.approx(0.5, abs=0.12)
 
 
-@pytest.mark.parametrize("modality", sorted(PIPELINES))
+@pytest.mark.parametrize("modality", sorted(RANGES))
 def test_strength_0_is_no_augmentation(modality):
     assert build_augmentation(modality, 0) is None
 

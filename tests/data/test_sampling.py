@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 
-from medxfer.data.sampling import EpochBatches, EpochOrder, Index, InOrder, ResumableLoader
+from medxfer.data.sampling import EpochBatches, EpochOrder, InOrder
 
 SIZES = [(1, 1), (5, 2), (10, 5), (33, 8), (64, 64), (7, 100)]
 
@@ -75,68 +74,6 @@ def test_evaluation_goes_through_the_table_once_and_in_order(processes):
     for rank, share in enumerate(shares):
         assert share == sorted(share)
         assert len(share) == len(InOrder(size=12, rank=rank, processes=processes))
-
-
-class _Indices(Dataset[torch.Tensor]):
-    """Gives back what it is asked for."""
-
-    def __getitem__(self, index: Index) -> torch.Tensor:
-        return torch.tensor(index)
-
-
-def _loader(*, workers: int = 0, persistent: bool = False) -> ResumableLoader:
-    return ResumableLoader(
-        _Indices(), batch_sampler=_batches(seed=2), num_workers=workers, persistent_workers=persistent
-    )
-
-
-def _epoch(loader: ResumableLoader, epoch: int) -> list[list[list[int]]]:
-    loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
-    return [batch.tolist() for batch in loader]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("given", [1, 3, 4])
-def test_an_epoch_goes_on_where_it_was_interrupted(given, workers):
-    whole = [_epoch(_loader(), epoch) for epoch in range(3)]
-    interrupted = _loader(workers=workers)
-    assert _epoch(interrupted, 0) == whole[0]
-    interrupted.batch_sampler.sampler.set_epoch(1)
-    batches = iter(interrupted)
-    for number in range(given):
-        assert next(batches).tolist() == whole[1][number]
-    state = interrupted.state_dict()
-    assert state == {"given": given}  # what workers have prepared in advance does not count
-
-    resumed = _loader(workers=workers, persistent=workers > 0)
-    resumed.load_state_dict(state)
-    assert _epoch(resumed, 1) == whole[1][given:]
-    assert _epoch(resumed, 2) == whole[2]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_after_the_last_batch_the_next_epoch_begins_at_its_start(workers):
-    loader = _loader(workers=workers)
-    assert loader.state_dict() == {"given": 0}
-    _epoch(loader, 0)
-    assert loader.state_dict() == {"given": 0}
-    resumed = _loader()
-    resumed.load_state_dict(loader.state_dict())
-    assert _epoch(resumed, 1) == _epoch(_loader(), 1)
-
-
-def test_an_epoch_can_be_interrupted_twice():
-    whole = _epoch(_loader(), 0)
-    first = _loader()
-    next(iter(first))
-    second = _loader()
-    second.load_state_dict(first.state_dict())
-    batches = iter(second)
-    assert [next(batches).tolist() for _ in range(2)] == whole[1:3]
-    third = _loader()
-    third.load_state_dict(second.state_dict())
-    assert third.batch_sampler.skip == 3
-    assert _epoch(third, 0) == whole[3:]
 
 
 @pytest.mark.parametrize(("least", "sizes"), [(1, [4, 4, 1]), (2, [4, 4])])

@@ -7,7 +7,13 @@ import torch
 from torchvision.models.inception import inception_v3
 
 from medxfer.config import FreezeUntil
-from medxfer.models.inception import BLOCK_NAMES, InceptionBackbone, initialize_from_scratch, split_blocks
+from medxfer.models.inception import (
+    BLOCK_NAMES,
+    InceptionBackbone,
+    initialize_from_scratch,
+    run_blocks,
+    split_blocks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def test_prefix_and_suffix_make_the_whole_at_every_cut(pair, cut):
     assert prefix + suffix == BLOCK_NAMES
     images = torch.randn(1, 3, 75, 75, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        parts = backbone.pool(backbone.run(backbone.run(images, prefix), suffix))
+        parts = backbone.pool(run_blocks(backbone, run_blocks(backbone, images, prefix), suffix))
         assert torch.equal(parts, backbone(images))
 
 

@@ -14,7 +14,7 @@ from tests.training.fixtures import fit, make_feed, make_task
 
 def prefix_outputs(net: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        return net.backbone.run(net.normalize(pictures()), net.prefix_names)
+        return net.to_cut(pictures())
 
 
 @pytest.mark.parametrize("suffix_batch_norm", ["frozen", "train"])

@@ -3,8 +3,10 @@ import re
 import pandas as pd
 import pytest
 
+from medxfer.evaluation.plots import draw_history
 from medxfer.training.callbacks.history import History, clock
 from medxfer.training.callbacks.progress import Progress
+from medxfer.training.callbacks.throughput import Throughput
 from medxfer.training.stages import StagePlan
 from tests.models.test_transfer import make_net
 from tests.training.fixtures import fit
@@ -22,6 +24,30 @@ def test_one_row_per_epoch_and_one_printed_line(tmp_path, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert lines[0].startswith("epoch 1/2 head  train loss ")
     assert lines[1].endswith("0:00 left")
+
+
+class Known(Throughput):
+    """Has measured already."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {"images_per_second": 1234.56789, "wait_share": 0.25, "val_images_per_second": 1.0}
+
+
+def test_the_speed_is_in_the_row_and_in_the_line_and_disturbs_no_curve(tmp_path, capsys):
+    plan = StagePlan(1, 0)
+    history = History(path=tmp_path / "h.csv", plan=plan, throughput=Known(plan=plan))
+    fit(make_net(outputs=2, freeze_until="all"), tmp_path, history, plan=plan)
+    table = pd.read_csv(tmp_path / "h.csv")
+    assert table["images_per_second"].tolist() == [1234.5679]
+    assert table["wait_share"].tolist() == [0.25]
+    assert "val_images_per_second" not in table
+    assert re.search(r"  val auroc \d\.\d{4}  1235 images/s  \d+ s, at most ", capsys.readouterr().out)
+    without = table.drop(columns=["images_per_second", "wait_share"])
+    curves, curves_without = (
+        [list(line.get_ydata()) for axes in draw_history(one).axes for line in axes.lines] for one in (table, without)
+    )
+    assert curves == curves_without
 
 
 def test_rows_of_epochs_that_are_done_again_are_replaced(tmp_path):
