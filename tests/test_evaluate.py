@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from sklearn.metrics import roc_auc_score
 
-from medxfer import evaluate
+from medxfer import evaluate, predict
 from medxfer.data.phantoms import write_xray_phantoms
 
 
@@ -46,6 +46,17 @@ def test_writes_the_same_files_as_a_training(run, others, capsys):
     decided = predictions["prob_opacity"] >= json.loads((run / "run.json").read_text())["thresholds"][0]
     assert metrics["test"]["sensitivity"]["value"] == pytest.approx(decided[truth].mean())
     assert "95 % intervals over patients" in capsys.readouterr().out
+
+
+def test_predict_and_evaluate_agree(run, others, tmp_path):
+    assert evaluate.main(command(run, others)) == 0
+    evaluated = pd.read_csv(run / "evaluations" / "labels" / "predictions.csv")
+    files = [str(others.parent / path) for path in evaluated["path"]]
+    output = tmp_path / "p.csv"
+    more = ("--batch_size=1", "--num_workers=0", "--accelerator=cpu")
+    assert predict.main(["--run", str(run), *files, "--output", str(output), *more]) == 0
+    found = pd.read_csv(output)
+    assert (found["prob_opacity"] - evaluated["prob_opacity"]).abs().max() <= 1e-5  # float32 in batches of another size
 
 
 def test_the_mlflow_run_is_nested_in_the_trainings(run, others):

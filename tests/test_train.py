@@ -63,6 +63,26 @@ def test_metrics_json_has_every_metric_with_its_interval(finished):
     assert set(metrics["test"]["auroc"]["per_class"]) == {"opacity"}
 
 
+@pytest.mark.parametrize("at", ["none", "cut"])
+def test_what_is_kept_of_the_frozen_blocks_changes_nothing_but_the_time(finished, xrays, source, tmp_path, at):
+    changes = {"stages__finetune_epochs": 2, "cache__at": at, "profile": "true"}
+    assert train.main(training_command(tmp_path, xrays, source, **changes)) == 0
+    for name in ("best.ckpt", "last.ckpt"):
+        assert same(*(weights(run / "checkpoints" / name) for run in (finished, tmp_path / "run")))
+    assert (tmp_path / "run" / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
+    assert (tmp_path / "features").is_dir() == (at == "cut")
+    profile = tmp_path / "run" / "profile"
+    assert {path.name for path in profile.iterdir()} == {
+        "blocks.csv", "blocks.txt", "trace-head.json", "trace-finetune.json", "trace-validation.json",
+    }  # fmt: skip
+    (run,) = runs(tmp_path)
+    assert run.data.params["cache.at"] == at
+    timed = {"decoding", "audit", "head", "finetune", "features", "evaluation"}
+    assert {f"seconds/{part}" for part in timed} <= set(run.data.metrics)
+    assert run.data.metrics["throughput/images_per_second"] > 0
+    assert 0 <= run.data.metrics["throughput/wait_share"] <= 1
+
+
 def test_predictions_and_split_agree(finished):
     predictions = pd.read_csv(finished / "predictions.csv")
     split = pd.read_csv(finished / "split.csv").set_index("path")

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from medxfer.data.augment import build_augmentation
-from medxfer.data.datamodule import PictureDataModule, choose_workers, cores
+from medxfer.data.batch_augment import build_batch_augmentation
+from medxfer.data.datamodule import PictureDataModule, choose_device, choose_workers, cores
+from medxfer.errors import ConfigError
 
 SPLITS = np.array(["train"] * 11 + ["val"] * 5 + ["test"] * 4)[np.random.default_rng(0).permutation(20)]
 
@@ -113,6 +115,43 @@ def test_lightning_gets_a_new_order_and_a_new_augmentation_every_epoch(tmp_path)
     examples = module.training_examples()
     for (epoch, row), image in model.images.items():
         assert image == examples[epoch, rows.index(row)]["image"].numpy().tobytes()
+
+
+def test_pictures_in_the_memory_of_a_device_are_the_same_ones():
+    settings = {"device": torch.device("cpu"), "eval_batch_size": 3}
+    for split in ("val", "test"):
+        held, stored = (_joined(list(_module(**one).loader(split))) for one in (settings, {}))
+        assert all(np.array_equal(held[key], stored[key]) for key in stored)
+    batches = list(_module(**settings).loader("val"))
+    assert [len(batch["row"]) for batch in batches] == [3, 2]
+
+
+def test_on_a_device_only_training_is_augmented_and_by_the_same_seeds():
+    augment = build_batch_augmentation("xray", 2.0)
+    settings = {"augment": build_augmentation("xray", 2.0), "batch_augment": augment, "views": 2, "seed": 5}
+    module = _module(**settings, device=torch.device("cpu"))
+    plain = torch.from_numpy(_pictures().transpose(0, 3, 1, 2).copy())
+    loader, examples = module.train_dataloader(), module.training_examples()
+    places = {int(row): place for place, row in enumerate(examples.rows)}
+    for epoch in range(3):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        for batch in loader:
+            rows = batch["row"].numpy()
+            seeds = np.array([examples.seed_of((epoch, places[row])) for row in rows], dtype=np.uint32)
+            assert torch.equal(batch["image"], augment(plain[rows], seeds))
+    found = _joined(list(module.val_dataloader()))
+    np.testing.assert_array_equal(found["image"], plain.numpy()[found["row"]])
+
+
+@pytest.mark.parametrize(("asked", "held"), [("auto", False), ("off", False), ("on", True)])
+def test_on_a_cpu_pictures_stay_in_the_store_unless_asked_for(asked, held):
+    cpu = torch.device("cpu")
+    assert choose_device(asked, rows=10, row_bytes=100, device=cpu) == (cpu if held else None)
+
+
+def test_pictures_that_do_not_fit_are_refused_when_asked_for():
+    with pytest.raises(ConfigError, match="data.resident: on keeps"):
+        choose_device("on", rows=10**9, row_bytes=10**6, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("asked", [0, 3, 40])

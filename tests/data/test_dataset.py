@@ -103,3 +103,23 @@ def test_workers_give_what_the_process_itself_gives():
     for one, other in zip(epochs(0), epochs(2), strict=True):
         assert set(one) == set(other)
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_versions_are_drawn_in_turn(views):
+    pictures = _pictures()
+    examples = PictureDataset(
+        pictures=pictures, rows=np.arange(12), targets=np.arange(12), augment=build_augmentation("xray", 1.0),
+        seed=4, views=views,
+    )  # fmt: skip
+    endless = PictureDataset(
+        pictures=pictures, rows=np.arange(12), targets=np.arange(12), augment=build_augmentation("xray", 1.0), seed=4
+    )
+    for epoch in range(7):
+        assert examples.view(epoch) == epoch % views
+        assert endless.view(epoch) == epoch
+        assert torch.equal(examples[epoch, 5]["image"], endless[epoch % views, 5]["image"])
+
+
+def test_pictures_that_are_not_augmented_have_one_version():
+    assert {_dataset(modality=None).view(epoch) for epoch in range(5)} == {0}
