@@ -2,12 +2,13 @@
 # make test    everything from nothing: environment, then the tests
 # make check   formatting, lint, types, import rules
 # make fuzz    10,000 damaged image files: a picture or a typed error for each, within a second
+# make bench   speed against plain Lightning, fastai and timm, and of every part: about 10 minutes; FULL=1: all, hours
 # make format  rewrite the code as `make check` wants it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check fuzz format
+.PHONY: install demo test check fuzz bench format
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -34,6 +35,14 @@ check: install
 
 fuzz: install
 	$(BIN)/python benchmarks/fuzz.py --files 10000
+
+# e.g. make bench FULL=1 BENCH='--data labels.csv --weights weights.safetensors'
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/bench.py $(if $(FULL),--full) $(BENCH)
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
 
 format: install
 	$(BIN)/ruff format .

@@ -12,6 +12,9 @@ from medxfer.data.store import PixelStore
 COARSE_PX = 16
 """Side of a picture as it is compared in the large."""
 
+SAMPLE = 2_000
+"""Pictures that tell what most look like in the large; the others need not be in memory together."""
+
 FLAT = 2.0
 """Standard deviation, of 0..255, below which a row of pixels is of one colour."""
 
@@ -62,16 +65,18 @@ def _border(grey: np.ndarray) -> int:
 def likeness(pictures: PixelStore) -> np.ndarray:
     """Return how like the others each picture is in the large: its correlation with their median, -1..1, (N,).
 
-    Films of one kind have much in common, so that a negative among them stands out by its sign.
+    Films of one kind have much in common, so that a negative among them stands out by its sign. Of more than 2,000
+    pictures, as many spread evenly give the median.
     """
-    side = (COARSE_PX, COARSE_PX)
-    coarse = np.stack(
-        [
-            cv2.resize(pictures.content(row).mean(axis=2, dtype=np.float32), side, interpolation=cv2.INTER_AREA).ravel()
-            for row in range(len(pictures))
-        ]
-    )
-    coarse -= coarse.mean(axis=1, keepdims=True)
-    coarse /= np.linalg.norm(coarse, axis=1, keepdims=True) + 1e-6
-    median = np.median(coarse, axis=0)
-    return coarse @ (median / (np.linalg.norm(median) + 1e-6))
+    sample = np.unique(np.linspace(0, len(pictures) - 1, min(SAMPLE, len(pictures))).astype(int))
+    median = np.median([_coarse(pictures.content(row)) for row in sample.tolist()], axis=0)
+    median /= np.linalg.norm(median) + 1e-6
+    return np.array([_coarse(pictures.content(row)) @ median for row in range(len(pictures))])
+
+
+def _coarse(content: np.ndarray) -> np.ndarray:
+    """Return a picture in the large with mean 0 and length 1, float32 (COARSE_PX²,)."""
+    grey = content.mean(axis=2, dtype=np.float32)
+    coarse = cv2.resize(grey, (COARSE_PX, COARSE_PX), interpolation=cv2.INTER_AREA).ravel()
+    coarse -= coarse.mean()
+    return coarse / (np.linalg.norm(coarse) + 1e-6)

@@ -1,7 +1,7 @@
 """What would make a result false, found before anything is trained: leaks, contradictions, confounders, odd images."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -51,16 +51,26 @@ ALIKE, NEGATIVE = 0.5, -0.4
 GREY_MODES = ("1", "L", "I", "F", "MONOCHROME")
 """How modes of one grey channel begin, whatever its depth."""
 
+NAMED = 6
+"""Images of a case that its line names: one picture may have any number of copies."""
+
 WIDE_BORDER = 0.1
 """Share of a picture's area in margins of one colour that is named."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One instance of a finding: the images it is about, as rows of the manifest, and a line of text."""
+    """One instance of a finding.
+
+    Attributes:
+        rows: all images it is about, as rows of the manifest.
+        text: a line about it.
+        named: the few of them that the line names.
+    """
 
     rows: tuple[int, ...]
     text: str
+    named: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,9 @@ class Audit:
             "fit_for_training": not self.fatal,
             "findings": [
                 {
-                    **{key: value for key, value in asdict(finding).items() if key != "cases"},
+                    "check": finding.check,
+                    "severity": finding.severity,
+                    "text": finding.text,
                     "cases": [
                         {"images": [paths[row] for row in case.rows], "text": case.text} for case in finding.cases
                     ],
@@ -362,12 +374,18 @@ def _mixed(looks: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(check, WARNING, f"{text}: is that meant?", cases)
 
 
-def _case(data: Collection, rows: Iterable[Any], *, labels: bool = False, note: str = "") -> Case:
-    named = []
-    for row in map(int, rows):
-        known = [str(data.splits[row]), *([data.manifest.label_text(row)] if labels else [])]
-        named.append(f"{data.manifest.paths[row]} ({', '.join(known)})")
-    return Case(tuple(map(int, rows)), " and ".join(named) + (f": {note}" if note else ""))
+def _case(data: Collection, rows: Sequence[Any] | np.ndarray, *, labels: bool = False, note: str = "") -> Case:
+    told = [
+        ", ".join([str(data.splits[row]), *([data.manifest.label_text(row)] if labels else [])])
+        for row in map(int, rows)
+    ]
+    firsts = [told.index(one) for one in dict.fromkeys(told)]  # so that what they differ in is seen
+    places = sorted(list(dict.fromkeys([*firsts, *range(len(rows))]))[:NAMED])
+    parts = [f"{data.manifest.paths[rows[place]]} ({told[place]})" for place in places]
+    if len(rows) > len(places):
+        parts.append(f"{len(rows) - len(places)} more")
+    text = " and ".join(parts) + (f": {note}" if note else "")
+    return Case(tuple(map(int, rows)), text, tuple(int(rows[place]) for place in places))
 
 
 def _count(number: int, what: str) -> str:

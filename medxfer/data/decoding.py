@@ -42,7 +42,7 @@ class Settings:
     frame: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of a picture before it was fitted.
 

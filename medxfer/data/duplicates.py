@@ -10,7 +10,7 @@ from medxfer.data.manifest import sets_of
 from medxfer.data.near_duplicates import Pair, find_near_duplicates
 from medxfer.data.store import PixelStore
 
-VERSION = 1
+VERSION = 2
 """Counts changes of the search that change what it finds."""
 
 
@@ -47,7 +47,7 @@ def find_duplicates(pictures: PixelStore, *, near: bool, folder: Path, workers: 
     _, firsts = np.unique(members, return_index=True)
 
     def search() -> list[dict]:
-        found = find_near_duplicates(pictures, pictures.boxes, rows=np.sort(firsts), workers=workers)
+        found = find_near_duplicates(pictures, pictures.boxes, rows=np.sort(firsts), workers=workers, folder=folder)
         return [asdict(pair) for pair in found]
 
     pairs = remembered(

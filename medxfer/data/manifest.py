@@ -192,7 +192,7 @@ class _Reader:
         paths = tuple(self.table[column])
         root = self.root.resolve()
         files, missing, outside = [], [], []
-        seen: dict[Path, int] = {}
+        seen: dict[str, int] = {}
         for row, path in enumerate(paths):
             if not path or "\0" in path:
                 self.faults.append(f"{self.places[row]}: the path {'holds NUL' if path else 'is empty'}")
@@ -207,9 +207,9 @@ class _Reader:
                 outside.append(f"{self.places[row]}: {path}")
             elif not exists:
                 missing.append(f"{self.places[row]}: {path}")
-            elif file in seen:
-                self.faults.append(f"{self.places[row]}: {path} is the same image as {self.places[seen[file]]}")
-            seen.setdefault(file, row)
+            elif str(file) in seen:
+                self.faults.append(f"{self.places[row]}: {path} is the same image as {self.places[seen[str(file)]]}")
+            seen.setdefault(str(file), row)
             files.append(file)
         allow = "which needs data.allow_outside_root"
         self._count(f"images leave the image folder {self.root} by .., a link or an absolute path, {allow}", outside)

@@ -5,10 +5,14 @@ proposes a few others, in all eight orientations. Each proposal is then register
 pictures is correlated: chests of two patients are alike in shape, but not in fine structure.
 """
 
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -28,7 +32,7 @@ from medxfer.data.patches import (
     turned,
     warped,
 )
-from medxfer.data.sketch_search import CROPS, Proposal, SketchSearch
+from medxfer.data.sketch_search import CROPS, SketchSearch
 
 MIN_SIMILARITY = 0.78
 """Least correlation of near-duplicates; `benchmarks/near_duplicates.py` prints the curve behind it."""
@@ -41,6 +45,9 @@ MIN_MEDIUM_SIMILARITY = 0.65
 
 MAX_STRETCH, MAX_SHIFT = 0.15, 0.09
 """Stretch and shift of the centre, as shares of the side, that a crop and another of the other sides may explain."""
+
+SKETCHED_AT_ONCE = 4096
+"""Pictures whose sketches are in memory at a time."""
 
 BATCH = 256
 """Proposals between two looks at what is known by then."""
@@ -66,19 +73,27 @@ class Pair:
     change: str
 
 
+Proposal = tuple[int, int, int]
+"""First and second row, and how the second is to be turned."""
+
 Views = tuple[np.ndarray, np.ndarray, np.ndarray]
 """A picture as registration sees it: its patch, and a coarse (at half the size) and a medium band of that."""
 
 
 def find_near_duplicates(
-    pictures: Pictures, boxes: np.ndarray, *, rows: np.ndarray | None = None, progress: bool = True, workers: int = 1
+    pictures: Pictures,
+    boxes: np.ndarray,
+    *,
+    rows: np.ndarray | None = None,
+    progress: bool = True,
+    workers: int = 1,
+    folder: Path | None = None,
 ) -> list[Pair]:
     """Find pictures that are one another, resized, recompressed, cropped, re-exposed, flipped or turned.
 
     Crops of up to 5 % of each side are found, in any combination with the other changes; blank pictures never. Each
     near-duplicate is linked to another of its kind, but of many copies of one picture not all pairs are listed. Time
-    grows with the number of pictures, and a small part of it with the square; memory is about 2 kB per picture and
-    300 MB besides.
+    grows with the number of pictures; memory is about 400 bytes per picture, with as much on disk, and 300 MB besides.
 
     Args:
         pictures: row → uint8 (S, S, C) in 0..255, C 1 or 3.
@@ -86,65 +101,92 @@ def find_near_duplicates(
         rows: which rows to compare; None: all N.
         progress: show a progress bar.
         workers: threads; the result does not depend on them.
+        folder: of a temporary file; None: the system's.
 
     Returns:
         Pairs of rows, sorted.
     """
-    wanted = np.unique(np.arange(len(boxes)) if rows is None else rows).tolist()
+    wanted = np.unique(np.arange(len(boxes)) if rows is None else rows)
     hidden = None if progress else True
 
     def patch(row: int) -> np.ndarray:
         return patch_of(pictures[row], boxes[row])
-
-    def sketch(row: int) -> np.ndarray | None:
-        grey = patch(row)
-        return sketch_of(grey).astype(np.float16) if has_texture(grey) else None
-
-    def queries(row: int) -> np.ndarray:
-        grey = patch(row)
-        sketches = [sketch_of(cropped(grey, sides)) for sides in CROPS]
-        return np.stack([turned(sketch, turn).ravel() for turn in range(8) for sketch in sketches])
 
     @lru_cache(maxsize=5_000)
     def views(row: int) -> Views:
         return _views(patch(row))
 
     def measure(proposal: Proposal) -> float:
-        first, second, turn, _ = proposal
+        first, second, turn = proposal
         return _similarity(_turned_views(views(first), 0), _turned_views(views(second), turn))
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        bar = tqdm(pool.map(sketch, wanted), "sketching images", len(wanted), disable=hidden, unit="image", leave=False)
-        sketches = {row: found for row, found in zip(wanted, bar, strict=True) if found is not None}
-        if len(sketches) < 2:
+    with ThreadPoolExecutor(max(1, workers)) as pool, tempfile.TemporaryFile(dir=folder) as file:
+        search = SketchSearch.fit(patch, wanted)
+        with tqdm(desc="sketching images", total=len(wanted), disable=hidden, unit="image", leave=False) as bar:
+            textured = _write_vectors(file, search, lambda row: _sketch(patch(row)), wanted, pool, bar)
+        if len(textured) < 2:
             return []
-        search = SketchSearch.fit(patch, list(sketches))
-        with tqdm(desc="comparing images", total=len(sketches), disable=hidden, unit="image", leave=False) as bar:
-            proposals = search.propose(sketches, lambda chunk: np.stack(list(pool.map(queries, chunk))), bar)
+        targets = np.memmap(file, dtype=np.float32, mode="r").reshape(len(textured), -1)
+        with tqdm(desc="comparing images", total=len(textured), disable=hidden, unit="image", leave=False) as bar:
+            proposals = search.propose(
+                textured, targets, lambda some: np.stack(list(pool.map(lambda row: _queries(patch(row)), some))), bar
+            )
         with tqdm(desc="confirming pairs", total=len(proposals), disable=hidden, unit="pair", leave=False) as bar:
             return sorted(_confirmed(proposals, measure, pool, bar), key=lambda pair: (pair.first, pair.second))
 
 
+def _sketch(grey: np.ndarray) -> np.ndarray | None:
+    return sketch_of(grey).ravel() if has_texture(grey) else None
+
+
+def _queries(grey: np.ndarray) -> np.ndarray:
+    """Return the sketches that are compared with those of other pictures, (8 · len(CROPS), F), turn by turn."""
+    sketches = [sketch_of(cropped(grey, sides)) for sides in CROPS]
+    return np.stack([turned(sketch, turn).ravel() for turn in range(8) for sketch in sketches])
+
+
+def _write_vectors(
+    file: IO[bytes],
+    search: SketchSearch,
+    sketch: Callable[[int], np.ndarray | None],
+    rows: np.ndarray,
+    pool: Executor,
+    bar: tqdm,
+) -> np.ndarray:
+    """Write what the search compares of each row that shows anything, and return these rows."""
+    kept: list[int] = []
+    for start in range(0, len(rows), SKETCHED_AT_ONCE):
+        some = rows[start : start + SKETCHED_AT_ONCE].tolist()
+        sketches = {row: found for row, found in zip(some, pool.map(sketch, some), strict=True) if found is not None}
+        if sketches:  # written, and mapped later: on a full disk writing to a map would end the process
+            file.write(search.vectors(np.stack(list(sketches.values())), side=0).tobytes())
+        kept += list(sketches)
+        bar.update(len(some))
+    file.flush()
+    return np.array(kept, dtype=np.int64)
+
+
 def _confirmed(
-    proposals: list[Proposal], measure: Callable[[Proposal], float], pool: Executor, bar: tqdm
+    proposals: np.ndarray, measure: Callable[[Proposal], float], pool: Executor, bar: tqdm
 ) -> Iterator[Pair]:
     """Yield the proposals that hold, but few of those inside a cluster that is known by then."""
-    clusters: dict[int, set[int]] = {row: {row} for proposal in proposals for row in proposal[:2]}
-    links = dict.fromkeys(clusters, 0)
+    clusters: dict[int, set[int]] = {}
+    links: Counter[int] = Counter()
     for start in range(0, len(proposals), BATCH):
-        batch = proposals[start : start + BATCH]
+        batch = proposals[["first", "second", "turn"]][start : start + BATCH].tolist()
         wanted = [
-            (first, second, turn, log_odds)
-            for first, second, turn, log_odds in batch
-            if clusters[first] is not clusters[second] or min(links[first], links[second]) < MAX_LINKS
+            (first, second, turn)
+            for first, second, turn in batch
+            if second not in clusters.get(first, ()) or min(links[first], links[second]) < MAX_LINKS
         ]
-        for (first, second, turn, _), similarity in zip(wanted, pool.map(measure, wanted), strict=True):
+        for (first, second, turn), similarity in zip(wanted, pool.map(measure, wanted), strict=True):
             if similarity < MIN_SIMILARITY:
                 continue
             yield Pair(first, second, similarity, TURNS[turn])
-            links[first], links[second] = links[first] + 1, links[second] + 1
-            if clusters[first] is not clusters[second]:
-                small, large = sorted((clusters[first], clusters[second]), key=len)
+            links.update((first, second))
+            ours, others = (clusters.setdefault(row, {row}) for row in (first, second))
+            if ours is not others:
+                small, large = sorted((ours, others), key=len)
                 large |= small
                 clusters.update(dict.fromkeys(small, large))
         bar.update(len(batch))
@@ -163,7 +205,7 @@ def _turned_views(views: Views, turn: int) -> Views:
 
 
 def _similarity(first: Views, second: Views) -> float:
-    """Register two pictures and correlate their fine structure: 0..1, 0 where they do not fit."""
+    """Register two pictures and correlate their fine structure: 0..1, 0 where they do not fit or less than needed."""
     try:
         matrix = _doubled(_registered(first[1], second[1], np.eye(2, 3, dtype=np.float32)))
         inside = _overlap(first[0], second[0], matrix)
@@ -177,7 +219,8 @@ def _similarity(first: Views, second: Views) -> float:
         return 0.0
     inside = _overlap(first[0], second[0], matrix)
     a, b = (fine_contrast(grey) * inside for grey in (first[0], warped(second[0], matrix)))
-    return _correlation(a, b) if _agree_everywhere(a, b, inside) else 0.0
+    similarity = _correlation(a, b)
+    return similarity if similarity >= MIN_SIMILARITY and _agree_everywhere(a, b, inside) else 0.0
 
 
 def _registered(first: np.ndarray, second: np.ndarray, matrix: np.ndarray) -> np.ndarray:

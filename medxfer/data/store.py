@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ VERSION = 3
 
 LINES_AT_ONCE = 200
 """Rows that are written before their lines are."""
+
+FILES_AT_ONCE = 512
+"""Files that wait to be hashed, whatever their number."""
 
 CHECKED_AT_ONCE = 2**26
 """Bytes that are verified in one step."""
@@ -52,12 +56,17 @@ class MappedRows:
 
     def sound(self, keys: Sequence[str]) -> dict[str, "Entry"]:
         """Return key → entry of those keys whose rows are there and have not changed since they were written."""
-        entries = {entry.key: entry for entry in self._entries()}
-        found = sorted((entries[key] for key in set(keys) if key in entries), key=lambda entry: entry.row)
+        wanted = set(keys)
+        entries = {entry.key: entry for entry in self._entries() if entry.key in wanted}
+        found = sorted(entries.values(), key=lambda entry: entry.row)
         per_step = max(1, CHECKED_AT_ONCE // self.row_bytes)
         steps = [found[start : start + per_step] for start in range(0, len(found), per_step)]
         with ThreadPoolExecutor() as pool:  # checksums let other threads run
             return {entry.key: entry for step in pool.map(self._checked, steps) for entry in step}
+
+    def keys(self) -> set[str]:
+        """Return what rows are found by, sound or not."""
+        return {entry.key for entry in self._entries()}
 
     @contextmanager
     def adding(self) -> Iterator["Adder"]:
@@ -79,7 +88,7 @@ class MappedRows:
                 finally:
                     self._cut()
         except OSError as error:
-            raise DataError(f"decoded images cannot be written to {self.folder}: {error.strerror}") from error
+            raise DataError(f"{self.folder} cannot be written: {error.strerror}") from error
 
     def view(self, rows: int) -> np.ndarray:
         """Return the first rows, (rows, *shape), read from disk when they are used."""
@@ -100,13 +109,16 @@ class MappedRows:
 
     def _entries(self) -> Iterator["Entry"]:
         if self.index.is_file():
-            for line in self.index.read_bytes().split(b"\n")[:-1]:
-                try:
-                    entry = Entry(**json.loads(line))
-                except (ValueError, TypeError):  # a fault of the disk: that row is decoded again
-                    continue
-                if type(entry.row) is int and entry.row >= 0 and type(entry.key) is str:
-                    yield entry
+            with self.index.open("rb") as lines:
+                for line in lines:
+                    if not line.endswith(b"\n"):  # it is being written
+                        return
+                    try:
+                        entry = Entry.of(**json.loads(line))
+                    except (ValueError, TypeError):  # a fault of the disk: that row is decoded again
+                        continue
+                    if type(entry.row) is int and entry.row >= 0 and type(entry.key) is str:
+                        yield entry
 
     def _rows(self) -> int:
         """Return how many whole rows there are that an entry may refer to; a damaged entry may say any number."""
@@ -126,7 +138,7 @@ class MappedRows:
         try:
             lock.acquire(timeout=0.2)
         except Timeout:
-            print(f"waiting for another process that decodes images into {self.folder.parent}", flush=True)
+            print(f"waiting for another process that writes to {self.folder.parent}", flush=True)
             lock.acquire()
         try:
             yield
@@ -134,21 +146,31 @@ class MappedRows:
             lock.release()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the index.
 
     Attributes:
         key: what the row is found by.
         row: where it lies.
-        note: what is known of it; anything that can be written as JSON.
+        written: the note as JSON, which takes a quarter of the memory.
         crc: CRC-32 of key, note and row.
     """
 
     key: str
     row: int
-    note: dict[str, Any]
+    written: str
     crc: int = 0
+
+    @classmethod
+    def of(cls, key: str, row: int, note: dict[str, Any], crc: int = 0) -> "Entry":
+        """Build from a note of anything that can be written as JSON."""
+        return cls(key, row, json.dumps(note), crc)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What is known of the row."""
+        return json.loads(self.written)
 
     def checksum(self, content: bytes) -> int:
         """Return the CRC-32 that this entry must have if those are its row's bytes."""
@@ -172,8 +194,8 @@ class Adder:
             raise ValueError(f"rows of {self.row_bytes} bytes are needed, found {len(content)}")
         # Written, not mapped: on a full disk a mapped file ends the process instead of raising.
         self._array.write(content)
-        entry = Entry(key, self.rows, json.loads(json.dumps(note)))
-        line = json.dumps({**vars(entry), "crc": entry.checksum(content)})
+        entry = Entry.of(key, self.rows, note)
+        line = json.dumps({"key": key, "row": entry.row, "note": entry.note, "crc": entry.checksum(content)})
         self._lines.append(line.encode() + b"\n")
         self.rows += 1
         if len(self._lines) >= LINES_AT_ONCE:
@@ -288,7 +310,7 @@ def build_store(
     found = rows.sound(keys)
     reasons: dict[str, str] = {}
     if missing := {key: file for key, file in zip(keys, files, strict=True) if key not in found}:
-        _require_space(folder, len(missing) * rows.row_bytes)
+        require_space(folder, len(missing) * rows.row_bytes, advice="a smaller data.image_size_px")
         reasons = _decode(rows, missing, settings, workers, progress)
         found |= rows.sound(list(missing))
     unreadable = [
@@ -307,7 +329,7 @@ def build_store(
         rows,
         places=np.array([entry.row for entry in kept], dtype=np.int64),
         digests=[entry.key for entry in kept],
-        facts=[Facts(**{**entry.note, "box": tuple(entry.note["box"])}) for entry in kept],
+        facts=[_facts(entry.note) for entry in kept],
     )
     return store, unreadable
 
@@ -333,18 +355,29 @@ def _decode(
     return reasons
 
 
+def _facts(note: dict[str, Any]) -> Facts:
+    texts = {name: sys.intern(note[name]) for name in ("format", "mode", "modality", "view")}  # few different ones
+    return Facts(**{**note, **texts, "box": tuple(note["box"])})
+
+
 def _name(settings: Settings) -> str:
     return hashlib.sha256(f"{VERSION}{settings}".encode()).hexdigest()[:16]
 
 
 def _keys(files: Sequence[Path], progress: bool) -> list[str]:
     """Return the SHA-256 of each file; of one that cannot be opened, its name."""
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        bar = tqdm(
-            pool.map(file_digest, files), "checking files", total=len(files),
-            disable=None if progress else True, unit="file", leave=False,
-        )  # fmt: skip
-        return [digest if digest != NO_DIGEST else str(file) for digest, file in zip(bar, files, strict=True)]
+    hidden = None if progress else True
+    keys: list[str] = []
+    with (
+        ThreadPoolExecutor() as pool,  # hashing lets other threads run
+        tqdm(desc="checking files", total=len(files), disable=hidden, unit="file", leave=False) as bar,
+    ):
+        for start in range(0, len(files), FILES_AT_ONCE):
+            some = files[start : start + FILES_AT_ONCE]
+            digests = zip(pool.map(file_digest, some), some, strict=True)
+            keys += [digest if digest != NO_DIGEST else str(file) for digest, file in digests]
+            bar.update(len(some))
+    return keys
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -360,10 +393,20 @@ def _make_private(folder: Path) -> None:
         raise DataError(f"the folder of decoded images {folder} cannot be made: {error.strerror}") from error
 
 
-def _require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int, *, advice: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: where it is to be written.
+        needed: bytes.
+        advice: how to need less.
+
+    Raises:
+        DataError: a twentieth of what is free would not be left.
+    """
     free = shutil.disk_usage(folder).free
     if needed > 0.95 * free:
         raise DataError(
-            f"the decoded images need {needed / 2**20:,.0f} MB in {folder}, but only {free / 2**20:,.0f} MB are free: "
-            "make room, choose another output_dir, or a smaller data.image_size_px"
+            f"{needed / 2**20:,.0f} MB are needed in {folder}, but only {free / 2**20:,.0f} MB are free: make room, "
+            f"choose another output_dir, or {advice}"
         )

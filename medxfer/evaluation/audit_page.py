@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medxfer import __version__
-from medxfer.data.audit import Audit, Case, Finding
+from medxfer.data.audit import NAMED, Audit, Case, Finding
 from medxfer.data.collection import Collection
 from medxfer.data.splits import split_rows
 from medxfer.evaluation.plots import COLOURS, LINES, short_name
@@ -23,7 +23,6 @@ SHOWN = 6
 """Cases of a finding that are open when the page is; those behind them follow at a click."""
 PICTURED = 60
 """Cases of a finding that are shown with their images."""
-ROWS_PER_CASE = 6
 SAMPLES = 6
 """Images of each class."""
 LISTED = 1000
@@ -84,7 +83,7 @@ def _finding(finding: Finding, data: Collection) -> dict[str, Any]:
 
 
 def _thumbnails(case: Case, data: Collection) -> list[dict[str, str]]:
-    return [_thumbnail(row, data) for row in case.rows[:ROWS_PER_CASE]]
+    return [_thumbnail(row, data) for row in case.named or case.rows[:NAMED]]
 
 
 def _thumbnail(row: int, data: Collection) -> dict[str, str]:

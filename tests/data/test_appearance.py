@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from medxfer.data.appearance import appearance
+from medxfer.data.appearance import appearance, likeness
 from medxfer.data.decoding import Settings
 from medxfer.data.dicom_files import write_dicom
 from medxfer.data.manifest import Manifest
@@ -60,6 +61,32 @@ def test_a_border_is_measured_by_its_area(tmp_path, rows, columns):
     Image.fromarray(picture).save(tmp_path / "1.png")
     expected = 1 - (SIZE - sum(rows)) * (SIZE - sum(columns)) / SIZE**2
     assert _looks(tmp_path, "1.png")["border"][0] == pytest.approx(expected)
+
+
+def test_a_negative_is_unlike_the_others_also_where_a_sample_tells_what_they_look_like(tmp_path, monkeypatch):
+    ramp = np.linspace(20, 230, SIZE).astype(np.uint8)[:, np.newaxis].repeat(SIZE, axis=1)
+    noise = np.random.default_rng(0).normal(0, 8, (30, SIZE, SIZE))
+    files = []
+    for number in range(30):
+        film = np.clip(ramp + noise[number], 0, 255).astype(np.uint8)
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(255 - film if number == 11 else film).save(files[-1])
+    store, _ = build_store(
+        files, folder=tmp_path / "store", settings=Settings(1, SIZE, "pad"), on_unreadable="error", workers=1,
+        progress=False,
+    )  # fmt: skip
+    # The correlation with the median of all, computed at once.
+    small = [
+        cv2.resize(np.array(store[row][..., 0], np.float32), (16, 16), interpolation=cv2.INTER_AREA)
+        for row in range(30)
+    ]
+    flat = np.array([(one - one.mean()).ravel() / np.linalg.norm(one - one.mean()) for one in small])
+    expected = [np.corrcoef(one, np.median(flat, axis=0))[0, 1] for one in flat]
+    np.testing.assert_allclose(likeness(store), expected, atol=1e-3)
+    monkeypatch.setattr("medxfer.data.appearance.SAMPLE", 7)
+    found = likeness(store)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert found[11] < -0.9 < 0.9 < np.delete(found, 11).min()
 
 
 def test_stripes_are_no_border(tmp_path):

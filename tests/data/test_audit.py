@@ -132,6 +132,21 @@ def test_one_picture_with_two_labels_is_fatal_also_on_one_side(tmp_path, rows):
     assert "images/00.png (train, x) and images/03.png (train, y)" in result.fatal[0].cases[0].text
 
 
+def test_of_many_copies_a_few_are_named_and_what_they_differ_in_is_seen(tmp_path, rows):
+    for number in range(40):
+        (tmp_path / "images" / f"{number:02d}.png").write_bytes((tmp_path / "images" / "00.png").read_bytes())
+    data = build(tmp_path, rows)
+    result = run(data, tmp_path)
+    (case,) = [case for finding in result.findings if finding.check == "identical" for case in finding.cases]
+    assert case.rows == tuple(range(40))
+    assert case.named == (0, 1, 2, 3, 4, 32)
+    assert case.text.endswith("images/04.png (train) and images/32.png (val) and 34 more")
+    (case,) = [case for finding in result.findings if finding.check == "two_labels" for case in finding.cases]
+    assert case.named == (0, 1, 2, 3, 32, 34)  # train and val, x and y
+    (finding,) = [one for one in result.to_dict(data)["findings"] if one["check"] == "identical"]
+    assert len(finding["cases"][0]["images"]) == 40
+
+
 def test_copies_on_one_side_with_one_label_are_a_warning(tmp_path, rows):
     (tmp_path / "images" / "01.png").write_bytes((tmp_path / "images" / "00.png").read_bytes())
     result = run(build(tmp_path, rows), tmp_path)

@@ -150,7 +150,7 @@ def test_on_a_cpu_pictures_stay_in_the_store_unless_asked_for(asked, held):
 
 
 def test_pictures_that_do_not_fit_are_refused_when_asked_for():
-    with pytest.raises(ConfigError, match="data.resident: on keeps"):
+    with pytest.raises(ConfigError, match=r"data\.resident: on keeps"):
         choose_device("on", rows=10**9, row_bytes=10**6, device=torch.device("cpu"))
 
 

@@ -45,7 +45,7 @@ def test_equal_pixels_are_found_whatever_the_file(files, tmp_path):
 def test_of_equal_pictures_only_one_is_compared_with_others(files, tmp_path, monkeypatch):
     compared = []
 
-    def search(pictures, boxes, *, rows, workers):
+    def search(pictures, boxes, *, rows, workers, folder):
         compared.append(rows.tolist())
         return [Pair(0, 2, 0.9, "none")]
 

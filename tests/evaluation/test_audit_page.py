@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from medxfer.data.appearance import appearance
-from medxfer.data.audit import Audit, Case, Finding, Predictor
+from medxfer.data.audit import NAMED, Audit, Case, Finding, Predictor
 from medxfer.data.collection import Collection
 from medxfer.data.decoding import Settings
 from medxfer.data.duplicates import Duplicates
@@ -99,6 +99,13 @@ def test_a_case_shows_its_images(data):
         stored = np.asarray(data.pictures.content(row)).astype(float)
         assert shown.shape[:2] == stored.shape[:2]
         assert np.abs(shown.mean() - stored.mean()) < 3
+
+
+def test_of_a_case_with_many_images_those_that_it_names_are_shown(data):
+    for case, shown in ((Case(tuple(range(6)) * 50, "copies", named=(2, 4)), 2), (Case((0,) * 300, "copies"), NAMED)):
+        text, _ = page(data, [Finding("leak", "fatal", "leak", [case])])
+        section = text[text.index('<section class="card fatal"') : text.index("</section>")]
+        assert section.count("data:image/jpeg") == shown
 
 
 def test_many_cases_are_folded_and_do_not_bloat_the_page(data):

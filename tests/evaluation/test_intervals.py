@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, norm, t
+from scipy.stats import bootstrap, norm, skew, t
 from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 
-from medxfer.evaluation.intervals import bca_interval, bootstrap_counts, left_out_counts, metrics_with_intervals
+from medxfer.evaluation.intervals import (
+    _acceleration,
+    bca_interval,
+    bootstrap_counts,
+    left_out_counts,
+    metrics_with_intervals,
+)
 from medxfer.evaluation.score_intervals import auroc_interval, proportion_interval
 from tests.evaluation.fixtures import make_predictions
 
@@ -39,6 +45,43 @@ def test_every_group_is_left_out_once(monkeypatch):
     monkeypatch.setattr("medxfer.evaluation.intervals.MAX_NUMBERS", 8)
     counts = np.concatenate(list(left_out_counts(np.array(["a", "b", "a", "c"]), 4)))
     assert counts.tolist() == [[0, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 0]]
+
+
+def test_of_many_groups_one_part_is_left_out_after_the_other(monkeypatch):
+    monkeypatch.setattr("medxfer.evaluation.intervals.MAX_PARTS", 10)
+    groups = np.repeat(np.arange(34), 2)
+    counts = np.concatenate(list(left_out_counts(groups, 68)))
+    assert counts.shape == (10, 68)
+    assert (counts[:, ::2] == counts[:, 1::2]).all()
+    assert ((counts == 0).sum(axis=0) == 1).all()
+    assert set((counts == 0).sum(axis=1)) == {6, 8}
+
+
+@pytest.mark.parametrize("parts", [100, 1000])
+def test_parts_give_the_acceleration_of_single_groups(monkeypatch, parts):
+    """On average: that of a mean is the skewness over 6·√n, and parts differ by √15/6 over their number."""
+    monkeypatch.setattr("medxfer.evaluation.intervals.MAX_PARTS", parts)
+    found, expected = [], []
+    for seed in range(30):
+        sample = np.random.default_rng(seed).exponential(size=4000)
+        expected.append(skew(sample) / 6 / np.sqrt(len(sample)))
+        means = [part @ sample / part.sum(axis=1) for part in left_out_counts(None, len(sample))]
+        found.append(_acceleration(np.concatenate(means)))
+    errors = np.array(found) - expected
+    assert errors.std() == pytest.approx(np.sqrt(15) / 6 / parts, rel=0.4)
+    assert abs(errors.mean()) < 3 * errors.std() / np.sqrt(30)
+
+
+def test_parts_of_the_groups_hardly_move_an_interval(monkeypatch):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 2500)
+    scores = norm.cdf(rng.normal(truth, 1.0) - 0.5)
+    parts, _ = metrics_with_intervals(two_columns(scores), truth, None, resamples=1000, **SETTINGS)
+    monkeypatch.setattr("medxfer.evaluation.intervals.MAX_PARTS", 2500)
+    single, _ = metrics_with_intervals(two_columns(scores), truth, None, resamples=1000, **SETTINGS)
+    for name, (value, low, high) in single.items():
+        assert parts[name][0] == value
+        assert parts[name][1:] == pytest.approx((low, high), abs=0.02 * (high - low)), name
 
 
 def test_the_interval_is_scipys_bca_but_for_the_expansion():
