@@ -136,9 +136,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     short: dict[str, Any] = {
         "cuts": ",".join(CUTS[1:]),
         "rounds": 3,
-        "steps": 2,
-        "seconds": 2.0,
-        "images": 240,
+        "steps": 1,
+        "seconds": 2.5,
+        "images": 200,
     }
     full: dict[str, Any] = {"cuts": ",".join(CUTS), "rounds": 7, "steps": 4, "seconds": 4.0, "images": 1000}
     for name, value in (full if asked.full else short).items():

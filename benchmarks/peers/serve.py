@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main() -> None:
     number, module, threads, options = sys.argv[1:]
     connection = Connection(int(number))
     torch.set_num_threads(int(threads))
+    warnings.simplefilter("ignore")  # those of libraries about each other would stand in the table
     try:
         while True:
             function, job = connection.recv()

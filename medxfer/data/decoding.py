@@ -106,7 +106,7 @@ def decode_files(files: Sequence[Path], settings: Settings, *, workers: int) -> 
     """Decode many files, in order, in other processes; one that ends its process gets that for a reason."""
     return isolated(
         functools.partial(decode_file, settings=settings),
-        files,
+        [file.absolute() for file in files],  # a process may have begun in another folder
         lost=_lost,
         workers=max(1, workers),
         limits=Limits(memory_mb=OTHER_MB + BYTES_PER_PIXEL * settings.max_pixels // 2**20),

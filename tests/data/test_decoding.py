@@ -228,3 +228,12 @@ def test_larger_pictures_may_take_more_memory(monkeypatch):
     for max_pixels in (10**6, 10**9):
         decode_files([], Settings(1, 24, "pad", max_pixels=max_pixels), workers=1)
     assert asked[0] < 5000 < 30_000 < asked[1]
+
+
+def test_processes_that_began_in_another_folder_find_relative_files(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        _written(tmp_path / name, f"{name}.png", _grey())
+        monkeypatch.chdir(tmp_path / name)
+        (found,) = decode_files([Path(f"{name}.png")], SETTINGS, workers=1)
+        assert found.image is not None
