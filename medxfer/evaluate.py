@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 
 from medxfer.config import EvaluateConfig, TrackingConfig
@@ -23,7 +22,7 @@ from medxfer.parsing import parse_config
 from medxfer.results import FinishedRun, flat_metrics, predict_split, write_evidence
 from medxfer.run_folder import RunFolder
 from medxfer.tracking.mlflow_run import MlflowRun, build_run
-from medxfer.training.trainer import build_predictor, uses_gpu
+from medxfer.training.trainer import build_predictor, limit_threads, uses_gpu
 from medxfer.validation import feeding_faults, name_faults
 from medxfer.verbs import run_verb
 
@@ -67,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> int:
     refuse_known_images(run.folder, manifest, pictures)
 
     on_gpu = uses_gpu(config.accelerator)
-    torch.set_num_threads(cores())
+    limit_threads(cores())
     feed = PictureDataModule(
         pictures=pictures,
         targets=manifest.targets,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from medxfer.config import PredictConfig
@@ -14,7 +13,7 @@ from medxfer.data.files import FileStream, collate_files, expand_inputs
 from medxfer.errors import ConfigError, listed
 from medxfer.parsing import parse_config
 from medxfer.results import FinishedRun, PredictionWriter
-from medxfer.training.trainer import build_predictor, uses_gpu
+from medxfer.training.trainer import build_predictor, limit_threads, uses_gpu
 from medxfer.validation import feeding_faults
 from medxfer.verbs import run_verb
 
@@ -55,7 +54,7 @@ def predict(config: PredictConfig) -> int:
     run = FinishedRun.open(Path(config.run))
     files = expand_inputs([Path(name) for name in config.inputs])
     on_gpu = uses_gpu(config.accelerator)
-    torch.set_num_threads(cores())
+    limit_threads(cores())
     workers = config.num_workers if config.num_workers is not None else min(cores(), 8)
     stream = FileStream(files, run.settings(config.max_pixels), workers=workers)
     batch_size = config.batch_size or run.largest_batch(on_gpu=on_gpu)

@@ -55,7 +55,15 @@ from medxfer.training.losses import build_loss
 from medxfer.training.optim import build_optimizer
 from medxfer.training.stages import StagePlan
 from medxfer.training.task import TransferTask
-from medxfer.training.trainer import AMP, Precision, build_trainer, compiler_options, resolve_precision, uses_gpu
+from medxfer.training.trainer import (
+    AMP,
+    Precision,
+    build_trainer,
+    compiler_options,
+    limit_threads,
+    resolve_precision,
+    uses_gpu,
+)
 from medxfer.validation import training_faults
 from medxfer.verbs import run_verb
 
@@ -80,7 +88,7 @@ def train(config: TrainConfig) -> int:
         MedxferError: a mistake of the user's; nothing was started, or what was saved is intact.
     """
     on_gpu = uses_gpu(config.trainer.accelerator)
-    torch.set_num_threads(cores())
+    limit_threads(cores())
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     place = RunPlace.of(config)
     store, seconds = Path(config.output_dir) / "pixels", Seconds()
@@ -276,6 +284,7 @@ def build_cache(
             "augment_on": "cpu" if feed.device is None else "device",
             "seed": config.seed,
             "device": "cuda" if feed.pin_memory else "cpu",
+            "compile": config.trainer.compile,
         },
         amp=AMP[precision],
         batch_size=feed.eval_batch_size or feed.batch_size,

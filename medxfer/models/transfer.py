@@ -185,7 +185,9 @@ class TransferNet(nn.Module):
         Args:
             options: of `torch.compile`.
         """
-        self._folded_prefix.compiler = self._folded_suffix.compiler = options
+        for folded in (self._folded_prefix, self._folded_suffix):
+            folded.compiler = options
+            folded.forget()
         self._run_tuned = torch.compile(run_blocks, **options)
 
     def _preprocessing(self) -> Preprocessing:

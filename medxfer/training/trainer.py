@@ -51,6 +51,11 @@ def compiler_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
     return {"mode": "reduce-overhead"} if on_gpu and batch_size <= SMALL_BATCH else {}
 
 
+def limit_threads(cores: int) -> None:
+    """Compute with at most as many threads as a process may use cores; fewer, where OMP_NUM_THREADS says so."""
+    torch.set_num_threads(min(torch.get_num_threads(), cores))
+
+
 def quiet_lightning() -> None:
     """Silence Lightning's advertisements, and its warnings about what medxfer does on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):

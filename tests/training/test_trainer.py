@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from medxfer.errors import ConfigError
-from medxfer.training.trainer import build_predictor, resolve_precision, uses_gpu
+from medxfer.training.trainer import build_predictor, limit_threads, resolve_precision, uses_gpu
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
@@ -47,3 +47,14 @@ def test_a_predictor_writes_nothing_and_is_deterministic(tmp_path, monkeypatch):
     assert predictor.logger is None
     assert torch.are_deterministic_algorithms_enabled()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("before", "cores", "after"), [(4, 2, 2), (1, 8, 1)])
+def test_threads_are_limited_to_the_cores_and_never_raised(before, cores, after):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before)
+        limit_threads(cores)
+        assert torch.get_num_threads() == after
+    finally:
+        torch.set_num_threads(threads)
